@@ -104,6 +104,15 @@ class ParameterUpdates(Insertion):
         child = self._modules[key]
         return [child] if isinstance(child, ParameterUpdate) else [*cast("Any", child).values()]
 
+    def check_strength(self, strength: float) -> None:
+        """Accept any strength: the updates have a scale."""
+
+    def set_strength(self, strength: float) -> None:
+        """Multiply the scale of each update."""
+        for key in self.names:
+            for update in self.updates_of(key):
+                update.set_strength(strength)
+
     def substitute(self, target: nn.Module, values: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the parameters with their updates; computed sums where a kernel reads the memory of the parameters."""
         sums: dict[str, Any] = {}

@@ -117,6 +117,7 @@ class VeraModel(DeltaBase):
         unfrozen_modules: addresses of parameters that `freeze_module` leaves trainable.
         common_structure: True for common names only, False for real names only, None for whichever matches.
         interactive_modify: True, or a local port, to choose the modules on a web page.
+        layers_to_transform: numbers of the blocks to put the delta on; None for all.
         name: the delta's name on this backbone.
         dtype: dtype of the parameters; by default float32, or the layer's if wider.
     """
@@ -138,6 +139,7 @@ class VeraModel(DeltaBase):
         common_structure: bool | None = None,
         interactive_modify: bool | int = False,
         *,
+        layers_to_transform: Sequence[int] | None = None,
         name: str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -150,6 +152,7 @@ class VeraModel(DeltaBase):
             exclude_modules=exclude_modules,
             unfrozen_modules=unfrozen_modules,
             common_structure=common_structure,
+            layers_to_transform=layers_to_transform,
         )
         super().__init__(backbone_model, config, name=name, dtype=dtype, interactive_modify=interactive_modify)
 

@@ -85,10 +85,10 @@ class Insertion(nn.Module):
         Raises:
             ConfigError: the message says why.
         """
-        if strength != 1 and (acts_in(self, "attend") or not self.keeps_length):
+        if strength != 1 and (acts_in(self, "attend") or acts_in(self, "substitute") or not self.keeps_length):
             msg = (
-                f"A {type(self).__name__} has no strength: it adds positions, or keys and values, which are either there or not. "
-                "Train another one, or detach it."
+                f"A {type(self).__name__} has no strength: a share of what it adds, such as positions, keys or parameters, is not defined. "
+                "Train another delta, or detach this one."
             )
             raise ConfigError(msg)
 

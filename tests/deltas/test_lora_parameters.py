@@ -257,3 +257,29 @@ def test_shared_experts_have_names_of_their_own():
 
     assert [*shared.insertions] == ["model.layers.1.mlp.shared_experts.up_proj"]
     assert [*others.insertions] == ["model.layers.1.mlp.experts"]
+
+
+def test_the_lora_of_experts_and_parameters_has_a_strength_and_rates_of_its_own():
+    model = mixture("Mixtral")
+    bare = out(model)
+    delta = LoraModel(model, lora_r=3, modified_modules=["experts.w1", "router"])
+    stir(delta)
+    full = out(model)
+    delta.scale(0.5)
+    half = out(model)
+    with delta.scaled(0):
+        none = out(model)
+    delta.merge()
+
+    torch.testing.assert_close(none, bare)
+    assert not torch.allclose(half, full, atol=1e-3)
+    torch.testing.assert_close(out(model), half, atol=1e-5, rtol=1e-4)
+    delta.unmerge()
+    delta.scale(1)
+    assert torch.equal(out(model), full)
+    assert {group["lr"] for group in delta.parameter_groups(1.0, ratio=4)} == {1.0, 4.0}
+
+
+def test_the_lora_of_a_parameter_has_the_default_initialisation_alone():
+    with pytest.raises(TargetError, match="of parameters that a module reads itself"):
+        LoraModel(mixture("Mixtral"), modified_modules=["experts.w1"], init_lora_weights="gaussian")
