@@ -30,8 +30,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deltahub.deltas.lora_layers import LowRankUpdate
-from deltahub.deltas.precision import added
-from deltahub.engine.insertion import Args, Kwargs, first_input
 from deltahub.engine.weights import linear_weight
 from deltahub.errors import ConfigError
 
@@ -63,10 +61,6 @@ class AnchoredUpdate(LowRankUpdate):
         dtype = self.precision(output)
         low = F.linear(x.to(dtype), self.start_A.to(dtype))
         return super().update(x, output) - self.scale * F.linear(low, self.start_B.to(dtype))
-
-    def after(self, target: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> Any:
-        """Add the update to the output tensor, ``(..., n_out)``."""
-        return added(output, self.update(first_input(args, kwargs), output))
 
     def product(self, dtype: torch.dtype) -> Tensor:
         """Compute ``B A - B0 A0``, ``(n_out, n_in)``."""

@@ -88,7 +88,8 @@ class LowRankUpdate(Insertion):
         x = first_input(args, kwargs)
         # `_parameters[...]`, not attributes: for one token nn.Module.__getattr__ would be a noticeable part of the cost.
         down, up = cast("tuple[Tensor, Tensor]", (self._parameters["lora_A"], self._parameters["lora_B"]))
-        scale, plain = self.scale, self.dropout is None and self.lora_bias is None
+        # A subclass may compute another update.
+        scale, plain = self.scale, type(self) is LowRankUpdate and self.dropout is None and self.lora_bias is None
         if plain and isinstance(scale, float) and x.dtype == down.dtype == up.dtype == output.dtype:
             return torch.add(output, F.linear(F.linear(x, down), up), alpha=scale)
         return added(output, self.update(x, output))
