@@ -227,25 +227,26 @@ class DecomposedUpdate(LowRankUpdate):
         self, like: Tensor, layer: nn.Module, n_in: int, n_out: int, rank: int, scale: float, dropout: float = 0.0
     ) -> None:
         super().__init__(like, n_in, n_out, rank, scale, dropout)
-        start = like.new_empty(n_out) if like.is_meta else self._norm(layer).to(like)
+        start = like.new_empty(n_out) if like.is_meta else self._norm(linear_weight(layer)).to(like)
         self.lora_magnitude_vector = nn.Parameter(start)
 
     @torch.no_grad()
-    def _norm(self, layer: nn.Module) -> Tensor:
+    def _norm(self, weight: Tensor) -> Tensor:
         """Return the norm of each row of ``W + s B A``, ``(n_out,)``."""
-        weight = widened(linear_weight(layer), self.lora_A)
+        weight = widened(weight, self.lora_A)
         update = (self.lora_B.to(weight.dtype) @ self.lora_A.to(weight.dtype)).to(weight.dtype)  # autocast narrows it
         norm: Tensor = torch.linalg.vector_norm(weight + self.scale * update, dim=1)
         return norm
 
     def after(self, target: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> Any:
         """Change the output tensor, ``(..., n_out)``: the linear part computed by `target` is scaled, its bias is not."""
-        gain = self.lora_magnitude_vector / self._norm(target)
+        weight = linear_weight(target)  # read once: a quantised one is dequantised
+        gain = self.lora_magnitude_vector / self._norm(weight)
         x, bias, dtype = first_input(args, kwargs), linear_bias(target), self.precision(output)
         linear = output if bias is None else output - bias
         if self.dropout is not None and self.training:  # as in PEFT, the rescaled part has the same dropout
             x = self.dropout(x.to(dtype))
-            linear = F.linear(x, linear_weight(target).to(dtype))
+            linear = F.linear(x, weight.to(dtype))
         low = F.linear(x.to(dtype), self.lora_A.to(dtype))
         return added(output, (gain - 1) * linear + gain * self.scale * F.linear(low, self.lora_B.to(dtype)))
 

@@ -72,19 +72,37 @@ class Rows(Protocol):
         ...
 
 
+class _Weight:
+    """The weight of a layer during one call, read when it is needed first: a quantised one is dequantised."""
+
+    __slots__ = ("layer", "value")
+
+    def __init__(self, layer: nn.Module) -> None:
+        self.layer = layer
+        self.value: Tensor | None = None
+
+    def read(self) -> Tensor:
+        """Return the weight, ``(n_out, n_in)``."""
+        if self.value is None:
+            self.value = linear_weight(self.layer)
+        return self.value
+
+
 class SomeRows:
     """Some output rows of a linear layer, readable as a linear layer; nothing is copied until it is accessed.
 
     Args:
         layer: the whole layer.
         part: the selection of rows.
+        whole: the weight of the whole layer, shared with other parts; by default read anew for each access.
     """
 
-    __slots__ = ("layer", "part")
+    __slots__ = ("layer", "part", "whole")
 
-    def __init__(self, layer: nn.Module, part: Rows) -> None:
+    def __init__(self, layer: nn.Module, part: Rows, whole: _Weight | None = None) -> None:
         self.layer = layer
         self.part = part
+        self.whole = whole
 
     @property
     def in_features(self) -> int:
@@ -99,7 +117,7 @@ class SomeRows:
     @property
     def weight(self) -> Tensor:
         """The rows of the weight, ``(n_rows, n_in)``."""
-        full_weight = linear_weight(self.layer)
+        full_weight = linear_weight(self.layer) if self.whole is None else self.whole.read()
         return full_weight[self.part.rows(full_weight.shape[0]).to(full_weight.device)]
 
     @property
@@ -139,8 +157,9 @@ class FusedInsertion(Insertion):
 
     def after(self, target: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> Any:
         """Change the selected features of `output`, a tensor with shape ``(..., width)``."""
+        whole = _Weight(target)
         for part in self.parts:
-            rows = cast("nn.Module", SomeRows(target, part))  # the part's weights, for insertions that read them
+            rows = cast("nn.Module", SomeRows(target, part, whole))  # the part's weights, for insertions that read them
             share = self.at(part).after(rows, args, kwargs, part.read(output))
             output = part.written(output, share)
         return output

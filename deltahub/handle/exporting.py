@@ -180,8 +180,8 @@ def _merged(source: Source) -> Any:
         raise ConfigError(msg)
     if any(getattr(backbone, name, False) is True for name in _QUANTISED) or getattr(backbone, "hf_quantizer", None):
         msg = (
-            f"The {type(backbone).__name__} is quantised, and a merge would round the delta to its few bits. Put the delta on the backbone in "
-            "full precision (check_hash=False, or --no-check-hash) and write that, or load the two separately."
+            f"The {type(backbone).__name__} is quantised, and a merge would round the delta to its few bits. Save a plain model instead: "
+            "deltahub.merged_copy(backbone, dtype=torch.bfloat16).save_pretrained(folder). Or load the backbone and the delta separately."
         )
         raise ConfigError(msg)
     try:

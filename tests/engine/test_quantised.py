@@ -11,6 +11,7 @@ from torch.testing._internal.two_tensor import TwoTensor
 from deltahub import AutoDeltaModel, BitFitModel, IA3Model, LayerNormModel, LoraModel, deltas_of
 from deltahub.engine.fingerprint import fingerprint
 from deltahub.engine.quantised.kinds import quantised
+from deltahub.engine.quantised.layer import Quantised
 from deltahub.engine.weights import linear_weight
 from deltahub.errors import CheckpointError, ConfigError, MergeError, TargetError
 from deltahub.handle.merging import merged_copy
@@ -171,6 +172,17 @@ def test_a_merged_copy_in_a_dtype_is_a_plain_model_with_the_dequantised_values(m
     half = merged_copy(backbone, dtype=torch.bfloat16)
     assert {tensor.dtype for tensor in half.state_dict().values()} == {torch.bfloat16}
     assert torch.equal(backbone(X), acting)
+
+
+def test_a_dora_dequantises_a_weight_once_for_each_forward_pass(monkeypatch):
+    backbone = Backbone()
+    backbone.layer = REAL["nf4"](backbone.layer)
+    LoraModel(backbone, modified_modules=["layer"], lora_dropout=0.5, use_dora=True)
+    reads = []
+    values = Quantised.values
+    monkeypatch.setattr(Quantised, "values", lambda self: reads.append(self) or values(self))
+    backbone.train()(X).sum().backward()
+    assert len(reads) == 1
 
 
 def test_a_norm_beside_a_quantised_layer_is_merged(make):

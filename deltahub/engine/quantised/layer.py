@@ -157,13 +157,16 @@ class Called(Quantised):
 
     @torch.no_grad()
     def _call(self, rows: int, start: int) -> Tensor:
-        """Call the layer, without its bias and hooks, with some rows of the identity."""
+        """Call the layer, with a bias of zeros and without hooks, with some rows of the identity."""
         identity = torch.zeros(rows, self.shape[1], dtype=self.compute_dtype, device=self.device)
         identity[torch.arange(rows), torch.arange(start, start + rows)] = 1
         twin = copy.copy(self.layer)
         attributes = twin.__dict__
-        attributes["_buffers"] = {key: value for key, value in self.layer._buffers.items() if key != "bias"}
-        attributes["_parameters"] = {**self.layer._parameters, "bias": None}
+        for kind in ("_buffers", "_parameters"):
+            tensors = attributes[kind]
+            attributes[kind] = {
+                k: torch.zeros_like(t) if k == "bias" and t is not None else t for k, t in tensors.items()
+            }
         attributes["training"] = False
         output: Tensor = type(twin).forward(twin, identity)
         return output.view(rows, -1)
