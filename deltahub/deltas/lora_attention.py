@@ -41,6 +41,7 @@ class AttentionUpdate(Insertion):
         scale: factor of the updates.
     """
 
+    recomputes = True
     keeps_length = False  # the batch may be the second dimension, so rows cannot be told
 
     def __init__(
@@ -89,12 +90,14 @@ class AttentionUpdate(Insertion):
 
 def attention_fault(layer: nn.MultiheadAttention) -> str:
     """Return why the projections of an attention cannot hold a LoRA, as a clause; empty if they can."""
+    slots = site_of(layer).slots if CHILD in layer._modules else {}
+    if replacing := [name for name, other in slots.items() if acts_in(other, "substitute")]:
+        return f"{replacing[0]!r} already acts on its parameters by name; address them by name here too"
     if not is_called_as_written(layer):
         return f"its forward is {type(layer).__name__}'s own"
     key = "in_proj_weight" if layer._qkv_same_embed_dim else "q_proj_weight"
     if fault := reading_fault(layer, key) or reading_fault(layer.out_proj):
         return fault
-    slots = site_of(layer).slots if CHILD in layer._modules else {}
     earlier = [name for name, other in slots.items() if acts_in(other, "after")]
     if earlier and not isinstance(slots[earlier[0]], AttentionUpdate):
         return f"{earlier[0]!r} already changes its output, which is to be computed anew; add the LoRA before that"

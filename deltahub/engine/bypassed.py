@@ -14,6 +14,7 @@ from torch import nn
 from deltahub.engine.layer_uses import MULTIPLIED, READ, USED, foreign_uses, names, own_uses
 from deltahub.engine.layers import reading_fault
 from deltahub.engine.modules import module_at, own_modules
+from deltahub.engine.site import CHILD, site_of
 from deltahub.engine.substitution import replacement_fault
 
 _LISTS: Final = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
@@ -39,6 +40,9 @@ def is_multiplied(backbone: nn.Module, address: str) -> bool:
 
 def parameter_fault(module: nn.Module, key: str) -> str:
     """Return why no update can act on a parameter that a module reads itself, as a clause; empty if it can."""
+    slots = site_of(module).slots if CHILD in module._modules else {}
+    if anew := [name for name, insertion in slots.items() if insertion.recomputes]:
+        return f"{anew[0]!r} computes its output anew from its parameters; address what that acts on instead"
     if fault := reading_fault(module, key):
         return fault
     kind = _kind_of(module)

@@ -198,3 +198,36 @@ class Rescaled(nn.Conv2d):
 def test_a_convolution_that_computes_something_else_is_refused(layer, reason):
     with pytest.raises(TargetError, match=reason):
         LoraModel(nn.Sequential(layer), modified_modules=["0"])
+
+
+class Patches(nn.Module):
+    """A vision transformer without a config: patches by a convolution, learned positions, a fused projection, a head."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(5)
+        self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, 8, 4, 4)})
+        self.pos_embed = nn.Parameter(torch.randn(1, 4, 8))
+        self.qkv, self.proj = nn.Linear(8, 24), nn.Linear(8, 8)
+        self.head = nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 3))
+
+    def forward(self, images):
+        x = self.patch_embed["proj"](images).flatten(2).mT + self.pos_embed
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        x = x + self.proj(nn.functional.scaled_dot_product_attention(q, k, v))
+        return self.head(x.mean(1))
+
+
+def test_a_plain_model_is_adapted_by_real_names_saved_and_loaded(tmp_path):
+    model, images = nn.Sequential(Patches()), torch.randn(2, 3, 8, 8)
+    delta = LoraModel(model, lora_r=2, modified_modules=["patch_embed.proj", "qkv", "proj", "head.1"])
+    delta.freeze_module(exclude=["deltas", "pos_embed"])
+    trained = {name.partition(".deltas.")[0] for name, value in model.named_parameters() if value.requires_grad}
+    assert trained == {"0.patch_embed.proj", "0.qkv", "0.proj", "0.head.1", "0.pos_embed"}
+    stir(delta)
+    with torch.no_grad():
+        model[0].pos_embed.add_(1)
+    delta.save_finetuned(tmp_path)
+    loaded = nn.Sequential(Patches())
+    AutoDeltaModel.from_finetuned(tmp_path, loaded)
+    assert torch.equal(loaded(images), model(images))

@@ -133,6 +133,14 @@ def test_a_lora_behind_another_delta_on_the_attention_is_refused(encoder):
         LoraModel(encoder, modified_modules=["self_attn"])
 
 
+@pytest.mark.parametrize("addresses", [["attn.in_proj_weight", "attn.v"], ["attn.v", "attn.in_proj_weight"]], ids=str)
+def test_parameters_by_name_and_projections_do_not_mix_on_an_attention(addresses):
+    model = Attending()
+    LoraModel(model, modified_modules=addresses[:1])
+    with pytest.raises(TargetError, match=r"already acts on its parameters|computes its output anew"):
+        LoraModel(model, modified_modules=addresses[1:], name="second")
+
+
 @pytest.mark.slow
 def test_an_attention_compiles_as_one_graph():
     model = Attending(batch_first=True)
