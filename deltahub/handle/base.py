@@ -33,7 +33,7 @@ from deltahub.handle.merging import MergeReport
 from deltahub.handle.parameter_groups import parameter_groups
 from deltahub.handle.policy import PolicyMixin
 from deltahub.handle.saving import handle_of
-from deltahub.handle.strength import scaled, set_strength
+from deltahub.handle.strength import refuse_block, scaled, set_strength
 from deltahub.handle.types import class_for, delta_classes, register
 
 __all__ = ["DeltaBase", "class_for", "delta_classes", "deltas_of"]
@@ -359,12 +359,13 @@ class DeltaBase(PolicyMixin, Method):
             The changed tensors, with the distance of each from its exact value after rounding.
 
         Raises:
-            MergeError: the delta is merged already or detached, its method cannot be merged, a weight is tied to another
+            MergeError: the delta is merged already or detached, a `scaled` block is open, its method cannot be merged, a weight is tied to another
                 module's or quantised, or another delta acts before it in the same place. Nothing was changed.
             TargetError: the delta was removed, or a module that holds it was replaced. Nothing was changed.
             RouteError: a route is open.
         """
         self.check_places()
+        refuse_block(self._entry)
         return merging.merge(self.backbone_model, self._entry, requantise=requantise)
 
     def unmerge(self) -> None:

@@ -20,7 +20,7 @@ from torch import nn
 from deltahub.engine.guards import refuse_merged
 from deltahub.engine.insertion import Insertion
 from deltahub.engine.ledger import Entry, ledger_holding
-from deltahub.errors import ConfigError
+from deltahub.errors import ConfigError, MergeError
 
 _LOCK: Final = threading.Lock()
 _HELD: Final[WeakSet[Insertion]] = WeakSet()  # the first insertion of each delta with a `scaled` block open
@@ -61,6 +61,17 @@ def scaled(backbone: nn.Module, entry: Entry, strength: float) -> Iterator[None]
     finally:
         _apply(entry, entry.config.strength)
         _HELD.discard(first)  # type: ignore[arg-type]
+
+
+def refuse_block(entry: Entry) -> None:
+    """Refuse a merge inside a `scaled` block, whose strength would stay in the weights.
+
+    Raises:
+        MergeError: a block of the delta is open.
+    """
+    if any(insertion in _HELD for insertion in entry.insertions.values()):
+        msg = f"A scaled block of {entry.name!r} is open, and its strength would stay in the weights. Leave it, or set the strength with scale()."
+        raise MergeError(msg)
 
 
 def _checked(backbone: nn.Module, entry: Entry, strength: float) -> float:

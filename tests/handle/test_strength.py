@@ -225,3 +225,12 @@ def test_the_lora_of_an_attention_of_torch_has_a_strength():
 
     assert torch.allclose(none, bare, atol=1e-6)
     assert not torch.allclose(attention(x, x, x)[0], bare, atol=1e-4)
+
+
+def test_a_merge_inside_a_scaled_block_is_refused():
+    backbone, delta, _, full = trained(METHODS["lora"])
+    with delta.scaled(0.5), pytest.raises(MergeError, match="would stay in the weights"):
+        delta.merge()
+
+    assert not delta.merged
+    assert torch.equal(logits_of(backbone), full)
