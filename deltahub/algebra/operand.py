@@ -20,6 +20,7 @@ from deltahub.checkpoint.address import rank_and_scale
 from deltahub.checkpoint.backbone_record import Fingerprint
 from deltahub.checkpoint.default_name import backbone_name
 from deltahub.checkpoint.manifest import DELTA_PART, TensorEntry
+from deltahub.engine.structure.layouts import is_on_parameter
 from deltahub.errors import CheckpointError, ConfigError
 
 DOWN: Final = ".lora_A"
@@ -97,8 +98,16 @@ class Operand:
 
         Raises:
             CheckpointError: a tensor is missing or does not fit the config.
+            ConfigError: the update is of a parameter that a module reads itself.
         """
         rank, scale = self._sizes(place)
+        entry = self.own.get(place + DOWN)
+        if entry is not None and is_on_parameter(f"{part_of(place)}{DOWN}".lstrip("."), len(entry.shape)):
+            msg = (
+                f"{self.label} is a LoRA on parameters that their modules read themselves, such as {module_of(place)}.{part_of(place)}, with "
+                "which deltas are not computed. Load it, and detach, merge or scale it there."
+            )
+            raise ConfigError(msg)
         shapes = [self.own[place + end].shape if place + end in self.own else None for end in (UP, DOWN)]
         if shapes[0] is None or shapes[1] is None or (shapes[0][1:], shapes[1][:1]) != ((rank,), (rank,)):
             msg = (

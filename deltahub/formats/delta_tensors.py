@@ -23,6 +23,7 @@ from deltahub.checkpoint.manifest import DELTA_PART
 from deltahub.engine.attention_layers import attentions
 from deltahub.engine.filling import not_finite
 from deltahub.engine.site import is_delta_name
+from deltahub.engine.structure.layouts import is_on_parameter
 from deltahub.engine.structure.targets import find_targets
 from deltahub.errors import CheckpointError, ConfigError, NoMatchError
 from deltahub.files.documents import load_schema, shown
@@ -94,6 +95,17 @@ def refuse_unknown_options(document: Mapping[str, Any], library: str) -> None:
             raise ConfigError(msg)
 
 
+def refuse_parameter(name: str, leaf: str, tensor: Tensor) -> None:
+    """Refuse a LoRA on a parameter that a module reads itself, such as a stack of experts; only PEFT has the same.
+
+    Raises:
+        ConfigError: the tensor is of such a LoRA.
+    """
+    if leaf.endswith("lora_A") and is_on_parameter(leaf, tensor.dim()):
+        msg = f"The LoRA acts on a parameter that its module reads itself ({name}), which is written for PEFT only (--format peft)."
+        raise ConfigError(msg)
+
+
 def shares_of(tensors: Mapping[str, Tensor]) -> tuple[Shares, dict[str, Tensor]]:
     """Sort the tensors of a checkpoint into those of the delta, by module, and those of the backbone that it trained, by name."""
     shares: Shares = {}
@@ -101,6 +113,7 @@ def shares_of(tensors: Mapping[str, Tensor]) -> tuple[Shares, dict[str, Tensor]]
     for name, tensor in sorted(tensors.items()):  # a safetensors file is unordered
         if is_delta_name(name):
             module, _, leaf = f".{name}".partition(DELTA_PART)
+            refuse_parameter(name, leaf, tensor)
             shares.setdefault(module.removeprefix("."), {})[leaf] = tensor
         else:
             trained[name] = tensor

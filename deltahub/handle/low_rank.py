@@ -20,6 +20,7 @@ from deltahub.algebra.result import Change, lora_options, lora_tensors
 from deltahub.engine.building import build, complete_config
 from deltahub.engine.filling import fill
 from deltahub.engine.guards import refuse_merged, refuse_routed
+from deltahub.engine.insertion import acts_in
 from deltahub.engine.ledger import Entry, ledger_of
 from deltahub.engine.modules import module_at
 from deltahub.engine.overrides import override_of, tensor_at
@@ -76,6 +77,9 @@ def converted(
 
 def _change(address: str, target: nn.Module, insertion: Any) -> tuple[Tensor, Tensor | None]:
     """Return the changes of a weight, ``(n_out, n_in)``, and of a bias, ``(n_out,)`` or None."""
+    if acts_in(insertion, "substitute"):
+        msg = f"{address} cannot become a LoRA: the delta is one already there, on parameters that the module reads itself. Keep it as it is."
+        raise ConfigError(msg)
     try:
         values: Mapping[str, Tensor] = insertion.merged(target)
     except MergeError as error:

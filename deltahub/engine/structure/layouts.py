@@ -65,6 +65,20 @@ class Part:
         return output.reshape(*output.shape[:-1], self.groups, self.of, output.shape[-1] // (self.groups * self.of))
 
 
+_LABELS: Final = frozenset({"q", "k", "v", "proj", "w1", "w2", "gate"})
+
+
+def is_on_parameter(leaf: str, dimensions: int) -> bool:
+    """Return whether a tensor of a LoRA is of a parameter that a module reads itself, and not of a layer or of a part of one.
+
+    Args:
+        leaf: its name in the delta, after that of the module, such as ``"down_proj.lora_A"``.
+        dimensions: their number; 3 for a stack of experts.
+    """
+    label, _, rest = leaf.partition(".")
+    return dimensions == 3 or (bool(rest) and label not in _LABELS)
+
+
 def adjacent_parts(labels: str, sizes: tuple[int, ...] = (), groups: int = 1) -> tuple[Part, ...]:
     """Build the parts of a layer from comma-separated labels and the sizes in each group; by default all are equal."""
     names = labels.split(",")

@@ -24,6 +24,7 @@ from deltahub.engine.site import is_delta_name
 from deltahub.errors import CheckpointError, ConfigError
 from deltahub.files.atomic import scratch
 from deltahub.formats.backbone import ASK, Backbone
+from deltahub.formats.delta_tensors import refuse_parameter
 from deltahub.formats.gguf.architectures import EMBEDDINGS, Architecture, gguf_package
 from deltahub.formats.peft.adapter import by_part
 from deltahub.formats.peft.lora_export import joined
@@ -105,6 +106,7 @@ def _shares(saved: Checkpoint) -> dict[str, dict[str, Tensor]]:
             )
             raise ConfigError(msg)
         module, _, leaf = f".{name}".partition(DELTA_PART)
+        refuse_parameter(name, leaf, tensor)
         shares.setdefault(module.removeprefix("."), {})[leaf] = tensor
     check_shapes(document, shares)
     return shares
