@@ -21,6 +21,7 @@ PEERS: Final = (
     "push_adapters",
     "bucket",
     "step",
+    "experts",
     "quantised",
     "many",
     "rows",
