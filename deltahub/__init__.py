@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from deltahub.deltas import BitFitModel as BitFitModel
     from deltahub.deltas import CompacterConfig as CompacterConfig
     from deltahub.deltas import CompacterModel as CompacterModel
+    from deltahub.deltas import FusionConfig as FusionConfig
+    from deltahub.deltas import FusionModel as FusionModel
     from deltahub.deltas import IA3Config as IA3Config
     from deltahub.deltas import IA3Model as IA3Model
     from deltahub.deltas import InvertibleAdapterConfig as InvertibleAdapterConfig
@@ -89,6 +91,8 @@ _HOMES = {
     "CompacterModel": "deltas",
     "DeltaBase": "handle.base",
     "DeltaConfig": "checkpoint.config",
+    "FusionConfig": "deltas",
+    "FusionModel": "deltas",
     "IA3Config": "deltas",
     "IA3Model": "deltas",
     "InvertibleAdapterConfig": "deltas",

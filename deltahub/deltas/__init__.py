@@ -4,6 +4,7 @@ from deltahub.deltas.adalora import AdaLoraConfig, AdaLoraModel
 from deltahub.deltas.adapter import AdapterConfig, AdapterModel
 from deltahub.deltas.bitfit import BitFitConfig, BitFitModel
 from deltahub.deltas.compacter import CompacterConfig, CompacterModel
+from deltahub.deltas.fusion import FusionConfig, FusionModel
 from deltahub.deltas.ia3 import IA3Config, IA3Model
 from deltahub.deltas.invertible_adapter import InvertibleAdapterConfig, InvertibleAdapterModel
 from deltahub.deltas.layer_norm import LayerNormConfig, LayerNormModel
@@ -27,6 +28,8 @@ __all__ = [
     "BitFitModel",
     "CompacterConfig",
     "CompacterModel",
+    "FusionConfig",
+    "FusionModel",
     "IA3Config",
     "IA3Model",
     "InvertibleAdapterConfig",

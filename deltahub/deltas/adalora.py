@@ -21,10 +21,11 @@ from deltahub.checkpoint.config import DeltaConfig
 from deltahub.checkpoint.options import Count, Limits
 from deltahub.deltas.adapter_layers import refuse_unmatched
 from deltahub.deltas.lora_layers import LowRankUpdate
+from deltahub.deltas.precision import added
 from deltahub.deltas.rank_budget import Schedule, allocate, forget, observe
 from deltahub.engine.building import Like
 from deltahub.engine.guards import refuse_merged
-from deltahub.engine.insertion import Insertion
+from deltahub.engine.insertion import Args, Insertion, Kwargs, first_input
 from deltahub.engine.layers import update_fault
 from deltahub.engine.modules import modules_by_name
 from deltahub.engine.shapes import linear_shape
@@ -115,6 +116,10 @@ class SingularValueUpdate(LowRankUpdate):
     def low_rank(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """Compute ``E * (A x)`` in a given precision: input tensor with shape ``(..., n_in)``, output ``(..., r)``."""
         return super().low_rank(x, dtype) * self.lora_E.to(dtype)
+
+    def after(self, target: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> Any:
+        """Add the update to the output tensor, ``(..., n_out)``."""
+        return added(output, self.update(first_input(args, kwargs), output))
 
     def product(self, dtype: torch.dtype) -> Tensor:
         """Compute ``B diag(E) A``, ``(n_out, n_in)``."""

@@ -21,6 +21,7 @@ from deltahub.handle.base import DeltaBase
 from deltahub.handle.types import class_for
 
 # Options of a part that only the whole delta has.
+_WITH_PARTS: Final = ("fusion", "union")
 _OF_THE_WHOLE: Final = ("unfrozen_modules", "backbone_class", "backbone_checkpoint_name", "backbone_hash", "strength")
 
 
@@ -38,18 +39,17 @@ class UnionConfig(DeltaConfig):
     delta_type: ClassVar[str] = "union"
 
     def __post_init__(self) -> None:
+        kind = self.delta_type
         plain_parts = [_document(part) if isinstance(part, DeltaConfig) else part for part in self.parts]
         object.__setattr__(self, "parts", tuple(plain_parts))
         super().__post_init__()
         if not self.parts:
-            msg = (
-                "A union has no parts; expected the config of at least one delta type, such as {'delta_type': 'lora'}."
-            )
+            msg = f"A {kind} has no parts; expected the config of at least one delta type, such as {{'delta_type': 'lora'}}."
             raise ConfigError(msg)
         if self.modified_modules or self.exclude_modules or self.layers_to_transform is not None:
-            msg = "A union has no modules of its own. Give each part its modified_modules, exclude_modules and layers_to_transform."
+            msg = f"A {kind} has no modules of its own. Give each part its modified_modules, exclude_modules and layers_to_transform."
             raise ConfigError(msg)
-        parts = tuple(config.to_dict() for _, config in map(_part, self.parts))
+        parts = tuple(_part(part, kind)[1].to_dict() for part in self.parts)
         plain = ({key: value for key, value in part.items() if key not in _OF_THE_WHOLE} for part in parts)
         object.__setattr__(self, "parts", tuple(plain))
 
@@ -60,18 +60,26 @@ def _document(config: DeltaConfig) -> dict[str, Any]:
     return {key: v for key, v in config.to_dict().items() if key not in _OF_THE_WHOLE or v != defaults.get(key)}
 
 
-def _part(document: Mapping[str, Any]) -> tuple[type[DeltaBase], DeltaConfig]:
+def without_whole(config: DeltaConfig) -> dict[str, Any]:
+    """Return the JSON form of a config without the options that only a whole delta has."""
+    return {key: value for key, value in config.to_dict().items() if key not in _OF_THE_WHOLE}
+
+
+def _part(document: Mapping[str, Any], kind: str) -> tuple[type[DeltaBase], DeltaConfig]:
     """Return the class and the config of a part.
 
+    Args:
+        kind: the type of the whole delta.
+
     Raises:
-        ConfigError: its delta type or an option is unknown, it is a union itself, or it has an option of the whole delta.
+        ConfigError: its delta type or an option is unknown, it has parts itself, or it has an option of the whole delta.
     """
     delta_type = document.get("delta_type")
-    if not isinstance(delta_type, str) or delta_type == UnionConfig.delta_type:
-        msg = f"A part of a union has delta_type {delta_type!r}; expected another delta type, such as 'lora'."
+    if not isinstance(delta_type, str) or delta_type in _WITH_PARTS:
+        msg = f"A part of a {kind} has delta_type {delta_type!r}; expected another delta type, such as 'lora'."
         raise ConfigError(msg)
     if taken := next((key for key in _OF_THE_WHOLE if document.get(key)), None):
-        msg = f"A part of a union has the option {taken}, which belongs to the union. Move it there."
+        msg = f"A part of a {kind} has the option {taken}, which belongs to the {kind}. Move it there."
         raise ConfigError(msg)
     cls: type[DeltaBase] = class_for(delta_type)
     return cls, cls.config_class.from_dict(document)
@@ -113,7 +121,7 @@ class UnionModel(DeltaBase):
             ConfigError: two parts act on one module.
         """
         targets: dict[str, Target] = {}
-        for method, part in _parts(backbone, config):
+        for method, part in parts_of(backbone, config):
             for target in method.plan(backbone, part):
                 if target.name in targets:
                     raise _shared(target.name)
@@ -127,7 +135,7 @@ class UnionModel(DeltaBase):
         """Build the insertions of all parts."""
         left = {target.name for target in targets}
         insertions: dict[str, Insertion] = {}
-        for method, part in _parts(backbone, config):
+        for method, part in parts_of(backbone, config):
             own = [target for target in method.plan(backbone, part) if target.name in left]
             for address, insertion in method.new_insertions(backbone, part, own, like).items():
                 if address in insertions:
@@ -139,14 +147,16 @@ class UnionModel(DeltaBase):
     def as_saved(cls, config: Any, tensors: Mapping[str, Tensor]) -> tuple[Any, Mapping[str, Tensor]]:
         """Return the config and the tensors with those of each part as that part saves them."""
         parts = []
-        for method, part in map(_part, config.parts):
+        for method, part in (_part(part, config.delta_type) for part in config.parts):
             plain, tensors = method.as_saved(part, tensors)
             parts.append(plain)
         return replace(config, parts=tuple(parts)), tensors
 
 
-def _parts(backbone: nn.Module, config: UnionConfig) -> list[tuple[type[DeltaBase], DeltaConfig]]:
-    return [(cls, complete_config(cls, part, backbone)) for cls, part in map(_part, config.parts)]
+def parts_of(backbone: nn.Module, config: UnionConfig) -> list[tuple[type[DeltaBase], DeltaConfig]]:
+    """Return the class and the complete config of each part on a backbone."""
+    parts = (_part(part, config.delta_type) for part in config.parts)
+    return [(cls, complete_config(cls, part, backbone)) for cls, part in parts]
 
 
 def _shared(module: str) -> ConfigError:

@@ -1,6 +1,7 @@
 """Every delta type passes the contract of `deltahub.testing`, and refuses options that can never work."""
 
 import pytest
+import torch
 
 from deltahub import AutoDeltaModel
 from deltahub.checkpoint.config import known_types
@@ -114,6 +115,22 @@ class TestUnion(DeltaContract):
     options = {"parts": [{"delta_type": "lora", "lora_r": 2}, {"delta_type": "adapter", "bottleneck_dim": 3}]}
     parameters = TestLora.parameters + TestAdapter.parameters
     change_at_start = 0.05
+
+
+class TestFusion(DeltaContract):
+    delta_type = "fusion"
+    options = {
+        "parts": [{"delta_type": "adapter", "bottleneck_dim": 3}, {"delta_type": "adapter", "bottleneck_dim": 2}]
+    }
+    parameters = 2 * 2 * (16 * 16 + 16 + 16 * 16 + 16 + 16 * 16)  # layers * (attention, feed-forward) * (Q + K + V)
+
+    def make(self, backbone, **options):
+        delta = super().make(backbone, **options)
+        draw = torch.Generator().manual_seed(4)
+        for insertion in delta.insertions.values():  # members that were trained
+            for buffer in insertion.buffers():
+                buffer.add_(torch.randn(buffer.shape, generator=draw) * 0.3)
+        return delta
 
 
 class TestSoftPrompt(DeltaContract):

@@ -209,3 +209,32 @@ def test_a_loreft_whose_rows_became_zero_gives_the_outputs_of_adapters(tmp_path,
     assert "some rows of R are zero" in caplog.text
     assert not delta.insertions["bert.encoder.layer.0"].prefix.projection[0].any()
     assert not delta.config.orthogonality
+
+
+def composed(backbone, name):
+    tensors = load_file(FIXTURES / "composition_bert" / "io.safetensors")
+    with torch.no_grad():
+        return backbone(tensors["in.input_ids"], attention_mask=tensors["in.attention_mask"]).logits, tensors[name]
+
+
+def test_an_adapter_fusion_is_read_with_its_adapters(tmp_path):
+    backbone = backbone_of("bert")
+    folder = tmp_path / "composition"
+    shutil.copytree(FIXTURES / "composition_bert", folder)
+    delta = AutoDeltaModel.from_finetuned(folder / "fusion", backbone_model=backbone)
+    found, expected = composed(backbone, "fuse.a_b_c")
+    assert delta.delta_type == "fusion"
+    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+    delta.save_finetuned(tmp_path / "delta")
+    delta.remove()
+    AutoDeltaModel.from_finetuned(tmp_path / "delta", backbone_model=backbone)
+    assert torch.equal(found, composed(backbone, "fuse.a_b_c")[0])
+
+    path = folder / "fusion" / "adapter_fusion_config.json"
+    document = json.loads(path.read_text())
+    for field, value in {"temperature": True, "residual_before": True, "query_before_ln": True, "new": 3}.items():
+        path.write_text(json.dumps(document | {"config": document["config"] | {field: value}}))
+        refused(folder / "fusion", ConfigError, f"fusion with {field}=")
+    path.write_text(json.dumps(document))
+    shutil.rmtree(folder / "adapter_b")
+    refused(folder / "fusion", ConfigError, "b is neither in it nor beside it")

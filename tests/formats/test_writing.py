@@ -25,6 +25,12 @@ OPTIONS = {
     "adapter": {"bottleneck_dim": 3},
     "parallel_adapter": {"bottleneck_dim": 3},
     "lora": {"lora_r": 4},
+    "fusion": {
+        "parts": [
+            {"delta_type": "adapter", "bottleneck_dim": 3},
+            {"delta_type": "compacter", "hypercomplex_division": 2},
+        ]
+    },
     "union": {"parts": [{"delta_type": "lora", "lora_r": 2}, {"delta_type": "adapter", "bottleneck_dim": 3}]},
 }
 VARIANTS = {

@@ -39,6 +39,7 @@ _EAGER: Final = (
 _NO_FORM: Final = {
     "adalora": f"the only update of a weight that adapters has is LoRA. {AS_LORA}",
     "bitfit": f"adapters trains no biases. {KEEP}",
+    "fusion": f"an AdapterFusion is read, and not written. {KEEP}",
     "invertible_adapter": f"invertible adapters are read, and not written. {KEEP}",
     "layer_norm": f"adapters trains no LayerNorms. {KEEP}",
     "low_rank_adapter": f"adapters has no low-rank adapters. {KEEP}",

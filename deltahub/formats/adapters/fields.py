@@ -119,13 +119,7 @@ def check_fields(document: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: a field is set that is not supported; the message says which, and the way out.
     """
-    version = document.get("version")
-    if not _RELEASE.match(str(version)):
-        msg = (
-            f"The adapter was saved by {'an unknown release' if version is None else f'release {shown(version)}'}; expected adapters 1.x. "
-            "Load it with adapters and save it again."
-        )
-        raise ConfigError(msg)
+    version = check_release(document)
     config = document["config"]
     if architecture(config) != UNION:
         _check_method(config, version)
@@ -137,6 +131,22 @@ def check_fields(document: Mapping[str, Any]) -> None:
     _check_method({key: value for key, value in config.items() if key != "configs"}, version)
     for each in configs:
         _check_method(each, version, _KNOWN.keys() - {UNION})
+
+
+def check_release(document: Mapping[str, Any]) -> object:
+    """Return the release in a config of `adapters`, after checking that it is one of 1.x.
+
+    Raises:
+        ConfigError: it is another one.
+    """
+    version = document.get("version")
+    if not _RELEASE.match(str(version)):
+        msg = (
+            f"The adapter was saved by {'an unknown release' if version is None else f'release {shown(version)}'}; expected adapters 1.x. "
+            "Load it with adapters and save it again."
+        )
+        raise ConfigError(msg)
+    return version
 
 
 def _check_method(config: Mapping[str, Any], version: object, kinds: Collection[str] = _KNOWN) -> None:
