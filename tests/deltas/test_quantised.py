@@ -41,3 +41,27 @@ def test_a_delta_trains_with_a_head_and_is_loaded_again_bit_for_bit(case, kind, 
     assert torch.equal(logits_of(again), trained)
     delta.detach()
     assert torch.equal(logits_of(model), plain)
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+@pytest.mark.parametrize("use_dora", [False, True])
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_an_adapter_that_peft_trained_on_a_quantised_backbone_gives_the_outputs_of_peft(kind, use_dora, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    model = backbone(kind)
+    model.is_loaded_in_8bit, model.is_loaded_in_4bit = kind == "int8", kind == "nf4"  # as transformers notes it
+    config = LoraConfig(r=2, lora_alpha=4, target_modules=["query", "value"], use_dora=use_dora)
+    adapted = get_peft_model(model, config)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.3)
+    adapted.eval()
+    expected = logits_of(adapted)
+    adapted.save_pretrained(tmp_path)
+    loaded = backbone(kind)
+    plain = logits_of(loaded)
+    AutoDeltaModel.from_finetuned(tmp_path, loaded, check_hash=False)
+    assert torch.allclose(logits_of(loaded), expected, atol=1e-4)
+    assert not torch.allclose(plain, expected, atol=1e-2)
