@@ -14,10 +14,10 @@ from torch import nn
 
 from deltahub.engine.ledger import ATTRIBUTE, Ledger, names_on
 from deltahub.engine.marks import mark_parents
-from deltahub.engine.modules import modules_by_name
+from deltahub.engine.modules import modules_by_name, own_parameters
 from deltahub.engine.offloading import HOOK, refuse_offloaded_as_a_whole
 from deltahub.engine.overrides import overrides
-from deltahub.engine.sharding import is_one_of_several
+from deltahub.engine.sharding import is_one_of_several, is_partitioned
 from deltahub.engine.site import CHILD, COMPILED, Site, refuse_own_deltas, site_of
 from deltahub.errors import ConfigError, MergeError, RouteError
 from deltahub.log import LOGGER
@@ -140,7 +140,7 @@ def refuse_closed(modules: Mapping[str, nn.Module]) -> None:
 
     Raises:
         ConfigError: it is a wrapper, whose prefix would become part of every saved name; PEFT has changed it; its parameters are
-            sharded; or a module is offloaded together with its children.
+            sharded or split (FSDP, tensor parallelism, ZeRO-3); or a module is offloaded together with its children.
         MergeError: other deltas are merged into its weights.
         RouteError: a route is open on it.
         TargetError: a part of the backbone itself is called `deltas`.
@@ -189,8 +189,30 @@ def refuse_adapted(modules: Mapping[str, nn.Module]) -> None:
         raise ConfigError(msg)
 
 
+def refuse_sharded_codes(modules: Mapping[str, nn.Module]) -> None:
+    """Refuse quantised weights that FSDP2 shards: their scales stay elsewhere, so that a record of the backbone would lack them.
+
+    Args:
+        modules: the backbone's modules by name.
+
+    Raises:
+        ConfigError: one is sharded.
+    """
+    if not is_one_of_several():
+        return
+    for name, parameter in own_parameters(modules):
+        if hasattr(parameter, "placements") and not (parameter.is_floating_point() or parameter.is_complex()):
+            msg = (
+                f"{name} is quantised ({parameter.dtype} codes) and sharded, which separates it from its scales, so the backbone cannot be "
+                "recorded. Leave such weights whole on every process: fully_shard(module, ignored_params={p for p in module.parameters() if "
+                "not p.is_floating_point()}). What is trained already can be kept with save_checkpoint."
+            )
+            raise ConfigError(msg)
+
+
 def _refuse_sharded(name: str, module: nn.Module) -> None:
     from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+    from torch.distributed.tensor import DTensor
 
     if isinstance(module, (FSDPModule, FullyShardedDataParallel)):
         msg = (
@@ -198,3 +220,15 @@ def _refuse_sharded(name: str, module: nn.Module) -> None:
             "Add deltas before fully_shard or FullyShardedDataParallel."
         )
         raise ConfigError(msg)
+    for key, parameter in module._parameters.items():
+        place = f"{name}.{key}" if name else key
+        if isinstance(parameter, DTensor):
+            msg = (
+                f"{place} is split over processes (tensor parallelism): a layer takes or gives a part of the hidden state there, which a "
+                "delta would take for the whole. To train, load the model without tp_plan and shard it after the delta is added "
+                "(fully_shard, ZeRO); to serve, merge the delta (export with format='merged') and load that with tp_plan."
+            )
+            raise ConfigError(msg)
+        if is_partitioned(parameter):
+            msg = f"{place} is partitioned by DeepSpeed ZeRO-3, which would leave out a delta added now. Add deltas before deepspeed.initialize, outside zero.Init."
+            raise ConfigError(msg)

@@ -21,7 +21,7 @@ from deltahub.checkpoint.config import DeltaConfig
 from deltahub.engine.insertion import Insertion, acts_in
 from deltahub.engine.modules import module_at, modules_by_name, plain_name
 from deltahub.engine.overrides import Override, drop_empty, override_of, overrides, overrides_for, tensor_at
-from deltahub.engine.sharding import full_tensor
+from deltahub.engine.sharding import full_shape, full_tensor
 from deltahub.engine.site import CHILD, is_delta_name, site_of, was_called
 from deltahub.engine.tracing import while_tracing
 from deltahub.engine.trainable import restore_trainable
@@ -98,7 +98,7 @@ class Ledger:
         for name, record in overrides_for(backbone, values).items():
             live = tensor_at(backbone, name)
             record.claim(entry.serial, values[name], live, attached=entry.attached)
-            entry.replaced[name] = tuple(live.shape)
+            entry.replaced[name] = full_shape(live)
 
     def release(self, backbone: nn.Module, entry: Entry, names: Collection[str]) -> None:
         """Forget those of an entry's values that equal the backbone's own."""
@@ -137,7 +137,7 @@ def check_tensors(backbone: nn.Module, entry: Entry) -> None:
     """
     for name, shape in entry.replaced.items():
         _record(backbone, entry, name)
-        if tuple(tensor_at(backbone, name).shape) != shape:
+        if full_shape(tensor_at(backbone, name)) != shape:
             raise _exchange_error(backbone, entry, name)
 
 
@@ -154,7 +154,7 @@ def _record(backbone: nn.Module, entry: Entry, name: str) -> Override:
 
 
 def _exchange_error(backbone: nn.Module, entry: Entry, name: str) -> TargetError:
-    shape, recorded_shape = list(tensor_at(backbone, name).shape), list(entry.replaced[name])
+    shape, recorded_shape = list(full_shape(tensor_at(backbone, name))), list(entry.replaced[name])
     how = f"is {shape}, and was {recorded_shape} when" if shape != recorded_shape else "was replaced after"
     return TargetError(
         f"{name} {how} the delta {entry.name!r} began to train it. Resize or replace it before freeze_module."

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from deltahub.engine.modules import module_at, modules_by_name, own_modules
-from deltahub.engine.sharding import assign
+from deltahub.engine.sharding import assign, live_value
 from deltahub.errors import MergeError
 
 ATTRIBUTE: Final = "_deltahub_overrides"
@@ -50,11 +50,11 @@ class Override:
     def value(self, serial: int, live: Tensor) -> Tensor:
         """Return the value of a delta."""
         value = self.values[serial]
-        return live.detach() if value is None else value
+        return live_value(live) if value is None else value
 
     def own(self, live: Tensor) -> Tensor:
         """Return the backbone's own value."""
-        return live.detach() if self.base is None else self.base
+        return live_value(live) if self.base is None else self.base
 
     @torch.no_grad()
     def claim(self, serial: int, value: Tensor | None, live: Tensor, *, attached: bool) -> None:
@@ -67,7 +67,7 @@ class Override:
             if value is not None:
                 assign(live, value)
         elif value is not None or serial not in self.values:
-            self.values[serial] = (live if value is None else value).detach().clone()
+            self.values[serial] = (live_value(live) if value is None else value.detach()).clone()
         self.switch(serial, attached, live)
 
     def switch(self, serial: int, on: bool, live: Tensor) -> None:
@@ -86,9 +86,9 @@ class Override:
         current, next_owner = self.owner, max(self.attached, default=None)
         if next_owner == current:
             return
-        base_value = live.detach().clone() if current is None else self.base
+        base_value = live_value(live).clone() if current is None else self.base
         if current is not None:
-            self.values[current] = live.detach().clone()
+            self.values[current] = live_value(live).clone()
         value = base_value if next_owner is None else self.values[next_owner]
         assert value is not None  # only the current owner's value is not stored
         assign(live, value)

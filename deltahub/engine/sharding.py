@@ -1,4 +1,4 @@
-"""Backbones sharded by FSDP2: each process holds a part of every tensor.
+"""Backbones sharded by FSDP2 or partitioned by DeepSpeed ZeRO-3: each process holds a part of every tensor.
 
 Functions that gather or scatter a tensor are collective: every process calls them, in the same order. On a backbone that is
 not sharded, they involve no other process.
@@ -37,6 +37,8 @@ def reshard(backbone: nn.Module) -> None:
 
 def full_tensor(tensor: Tensor) -> Tensor:
     """Return a tensor with all its values on this process."""
+    if is_partitioned(tensor):
+        return live_value(tensor)
     full: Any = getattr(tensor, "full_tensor", None)
     if full is None:
         return tensor
@@ -44,8 +46,38 @@ def full_tensor(tensor: Tensor) -> Tensor:
     return gathered
 
 
+def live_value(tensor: Tensor) -> Tensor:
+    """Return the values of a live tensor without its gradient: a copy if ZeRO-3 has partitioned it, else a view."""
+    if not is_partitioned(tensor):
+        return tensor.detach()
+    with _gathered(tensor):
+        return tensor.detach().clone()
+
+
+def full_shape(tensor: Tensor) -> tuple[int, ...]:
+    """Return the shape of a tensor, which is empty on this process if ZeRO-3 has partitioned it."""
+    return tuple(getattr(tensor, "ds_shape", tensor.shape))
+
+
+def is_partitioned(tensor: Tensor) -> bool:
+    """Return whether ZeRO-3 has partitioned a parameter."""
+    return hasattr(tensor, "ds_id")
+
+
+def _gathered(tensor: Tensor, *, write: bool = False) -> Any:
+    """Return a context in which a partitioned parameter has all its values, to be partitioned again as the first process has them."""
+    from deepspeed.runtime.zero import GatheredParameters  # loaded: it has partitioned the parameter
+
+    return GatheredParameters([tensor], modifier_rank=0 if write else None)
+
+
+@torch.no_grad()
 def assign(live: Tensor, value: Tensor) -> None:
     """Copy values into a tensor, which may be sharded even if the values are not."""
+    if is_partitioned(live):
+        with _gathered(live, write=True):
+            live.data.copy_(value)
+        return
     if hasattr(live, "full_tensor") and not hasattr(value, "full_tensor"):
         from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -60,7 +92,7 @@ def done_once(backbone: nn.Module, action: Callable[[], None]) -> None:
     Raises:
         Exception: the exception of `action`, on every process.
     """
-    if not _sharded_modules(backbone):
+    if not is_sharded(backbone):
         action()
         return
     outcome: list[Exception | None] = [None]
@@ -76,7 +108,7 @@ def done_once(backbone: nn.Module, action: Callable[[], None]) -> None:
 
 def is_sharded(backbone: nn.Module) -> bool:
     """Return whether each process holds a part of the backbone only."""
-    return bool(_sharded_modules(backbone))
+    return bool(_sharded_modules(backbone)) or (is_one_of_several() and any(map(is_partitioned, backbone.parameters())))
 
 
 def _sharded_modules(backbone: nn.Module) -> list[Any]:

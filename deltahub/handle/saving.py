@@ -24,13 +24,13 @@ from deltahub.checkpoint.safetensors_header import usable_bytes
 from deltahub.engine.building import check_dtype
 from deltahub.engine.filling import check_fit, not_finite, refuse_larger, refuse_without_values, replaced_names
 from deltahub.engine.fingerprint import fingerprint
-from deltahub.engine.guards import refuse_adapted, refuse_merged
+from deltahub.engine.guards import refuse_adapted, refuse_merged, refuse_sharded_codes
 from deltahub.engine.insertion import Insertion
 from deltahub.engine.ledger import Entry, ledger_holding, value_of, warn_of_uncalled
 from deltahub.engine.modules import modules_by_name, own_parameters
 from deltahub.engine.overrides import overrides
 from deltahub.engine.quantised_record import with_samples
-from deltahub.engine.sharding import assign, done_once, full_tensor, reshard
+from deltahub.engine.sharding import assign, done_once, full_tensor, live_value, reshard
 from deltahub.engine.site import delta_key, is_delta_name
 from deltahub.errors import CheckpointError
 from deltahub.files.atomic import regular, staging, storage_errors, sync_file, sync_folders
@@ -117,24 +117,25 @@ class SaveLoadMixin:
         """Return all tensors of the delta: its own, and those of the backbone that it trains or replaced.
 
         Before `freeze_module`, every trainable tensor of the backbone counts as trained, as in OpenDelta. On a sharded backbone,
-        these are DTensors.
+        these are DTensors; ZeRO-3's partitions are gathered.
         """
         ledger_holding(self.backbone_model, self._entry)  # raises if the delta was removed
         reshard(self.backbone_model)
-        own_tensors = {
-            delta_key(address, key): tensor.detach()
-            for address, insertion in self.insertions.items()
-            for key, tensor in insertion.state_dict().items()
-        }
+        own_tensors = {name: live_value(tensor) for name, tensor in self._live_tensors()}
         values = {name: value_of(self.backbone_model, self._entry, name) for name in sorted(self._entry.replaced)}
         modules = modules_by_name(self.backbone_model)
         records = dict(overrides(modules))
         trained = {
-            name: records[name].own(parameter) if name in records else parameter.detach()
+            name: records[name].own(parameter) if name in records else live_value(parameter)
             for name, parameter in own_parameters(modules)
             if parameter.requires_grad and (name not in records or not records[name].values)
         }
         return {**own_tensors, **values, **trained}
+
+    def _live_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        for address, insertion in self.insertions.items():
+            for key, tensor in insertion.state_dict(keep_vars=True).items():
+                yield delta_key(address, key), tensor
 
     def save_checkpoint(
         self,
@@ -191,11 +192,11 @@ class SaveLoadMixin:
             MergeError: the delta is merged into the backbone's weights, which would not follow.
         """
         refuse_merged(self.backbone_model)
-        current = self.state_dict()
-        check_fit(current, tensors)
+        check_fit(self.state_dict(), tensors)
+        live = dict(self._live_tensors())
         own_tensors = {name: tensor for name, tensor in tensors.items() if is_delta_name(name)}
         for name, tensor in own_tensors.items():
-            assign(current[name], tensor)  # detached views of the live parameters
+            assign(live[name], tensor)
         rest = {name: tensor for name, tensor in tensors.items() if name not in own_tensors}
         ledger_holding(self.backbone_model, self._entry).replace(self.backbone_model, self._entry, rest)
 
@@ -218,7 +219,8 @@ class SaveLoadMixin:
     ) -> None:
         """Save the delta as a folder, atomically.
 
-        If FSDP2 shards the backbone, every process must call this: they gather the tensors together, and the first one writes.
+        If FSDP2 shards the backbone or ZeRO-3 partitions it, every process must call this: they gather the tensors together, one after
+        another, and the first one writes.
 
         Args:
             finetuned_delta_path: the folder; other files in it are kept.
@@ -240,8 +242,8 @@ class SaveLoadMixin:
         Raises:
             CheckpointError: `state_dict` lacks tensors of the delta or has others, a tensor is empty or not finite, the path is a file, tensors alone would break a delta there, or the delta has
                 no effect on the probe.
-            ConfigError: `dtype` is not one of floating-point numbers of 16 bits or more; PEFT has changed the backbone since; or the delta's
-                class would not be found when it is loaded: it is neither built in nor from an installed package.
+            ConfigError: `dtype` is not one of floating-point numbers of 16 bits or more; PEFT has changed the backbone since; FSDP2 shards its
+                quantised weights; or the delta's class would not be found when it is loaded: it is neither built in nor from an installed package.
             TargetError: the delta was removed, or a module with it has been replaced since.
             StorageError: the disk is full or not writable; no partial delta is left.
         """
@@ -250,7 +252,9 @@ class SaveLoadMixin:
             msg = f"{folder} is a file; expected a folder to save into. Choose another path."
             raise CheckpointError(msg)
         facts = metadata.gather(center_args, center_args_pool, list_tags, dict_tags, test_result, usage)
-        refuse_adapted(modules_by_name(self.backbone_model))
+        modules = modules_by_name(self.backbone_model)
+        refuse_adapted(modules)
+        refuse_sharded_codes(modules)
         self.check_places()
         probe_bytes = None if probe is None else Probe.take(self.backbone_model, self._entry, probe).to_bytes()
         warn_of_uncalled(self.backbone_model, self._entry)

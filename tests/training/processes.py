@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.nn.parallel import DistributedDataParallel
+from transformers import LlamaForCausalLM
+from transformers.distributed import DistributedConfig
 
 from deltahub import AutoDeltaModel, LoraModel
 from deltahub.errors import ConfigError
-from tests.backbones import bert, stir
+from tests.backbones import bert, llama, stir
 from tests.training.matrix import HEADED, KINDS, answers, put_on, train_plainly
 
 WORLD = 2
@@ -31,6 +34,8 @@ def train_everywhere(rank: int, folder: Path) -> None:
         for kind in KINDS:
             under_ddp(rank, folder / "ddp" / kind, kind)
             under_fsdp(rank, folder / "fsdp" / kind, kind)
+        if find_spec("bitsandbytes"):
+            under_fsdp_quantised(rank, folder / "quantised")
         refused, merged = (
             refusals(folder / "fsdp" / KINDS[0] / "delta"),
             merge_sharded(),
@@ -85,6 +90,52 @@ def under_fsdp(rank: int, folder: Path, kind: str) -> None:
         torch.save(results, folder / "result.pt")
 
 
+def quantised() -> Any:
+    """A backbone whose blocks are quantised to 4 bits by bitsandbytes."""
+    import bitsandbytes as bnb
+
+    backbone = bert()
+    for name, layer in list(backbone.bert.encoder.named_modules()):
+        if isinstance(layer, nn.Linear):
+            codes = bnb.nn.Linear4bit(
+                layer.in_features, layer.out_features, compute_dtype=torch.float32, quant_type="nf4"
+            )
+            codes.weight = bnb.nn.Params4bit(layer.weight.detach(), requires_grad=False, quant_type="nf4", module=codes)
+            codes.bias = layer.bias
+            backbone.bert.encoder.set_submodule(name, codes)
+    return backbone.to("cpu")
+
+
+def under_fsdp_quantised(rank: int, folder: Path) -> None:
+    """Shard a quantised backbone but for its codes; one whose codes are sharded too is not saved."""
+    backbone = quantised()
+    delta = put_on(backbone, "lora", train=HEADED)
+    codes = {parameter for parameter in backbone.parameters() if not parameter.is_floating_point()}
+    for block in backbone.bert.encoder.layer:
+        fully_shard(block, ignored_params=codes.intersection(block.parameters()))
+    fully_shard(backbone, ignored_params=codes)
+    losses = mean_over_processes(train_plainly(backbone, STEPS, share=half_of))
+    logits = answers(backbone)
+    delta.save_finetuned(folder / "delta")
+    other = quantised()
+    whole = put_on(other, "lora")
+    shard(other)
+    refused = message_of(lambda: whole.save_finetuned(folder / "whole"))
+    if rank == 0:
+        torch.save({"losses": losses, "logits": logits, "refused": refused}, folder / "result.pt")
+
+
+def parallel(folder: Path) -> Any:
+    """A language model that transformers splits over the processes."""
+    os.environ.update({"RANK": str(dist.get_rank()), "LOCAL_RANK": str(dist.get_rank()), "WORLD_SIZE": str(WORLD)})
+    if dist.get_rank() == 0:
+        llama().save_pretrained(folder)
+    dist.barrier()
+    return LlamaForCausalLM.from_pretrained(
+        folder, distributed_config=DistributedConfig(tp_plan="auto"), dtype=torch.float32
+    )
+
+
 def shard(backbone: Any, *, blocks: bool = True) -> None:
     """Shard a BERT as FSDP2's manual says: every block by itself, then the rest; or all of it together."""
     for block in backbone.bert.encoder.layer if blocks else ():
@@ -112,7 +163,7 @@ def merge_sharded() -> dict[str, Tensor]:
 
 
 def refusals(saved: Path) -> dict[str, str]:
-    """What is said to a delta that comes too late, to one whose parts lie apart, and to one that was flattened.
+    """The messages for a delta that comes too late, one whose parts are sharded apart, a flattened one, and one on split layers.
 
     Args:
         saved: a delta of the first kind.
@@ -128,6 +179,7 @@ def refusals(saved: Path) -> dict[str, str]:
         "loaded": lambda: AutoDeltaModel.from_finetuned(saved, backbone_model=sharded),
         "apart": lambda: answers(apart),
         "flattened": lambda: delta.save_finetuned(saved.parent / "flattened"),
+        "parallel": lambda: LoraModel(parallel(saved.parent / "parallel"), modified_modules=["q_proj"]),
     }
     return {name: message_of(attempt) for name, attempt in attempts.items()}
 

@@ -11,7 +11,7 @@ from torch import multiprocessing
 from deltahub import AutoDeltaModel
 from tests.backbones import bert
 from tests.training.matrix import HEADED, KINDS, answers, put_on, train_plainly
-from tests.training.processes import STEPS, WORLD, train_everywhere
+from tests.training.processes import STEPS, WORLD, quantised, train_everywhere
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]  # all of them need what two processes trained
 
@@ -79,3 +79,22 @@ def test_a_flattened_delta_is_not_saved(trained):
 
     assert "summon_full_params" in refused["flattened"]
     assert not (trained / "fsdp" / KINDS[0] / "flattened").exists()
+
+
+def test_a_quantised_backbone_trains_sharded_as_in_one_process_but_for_its_codes(trained):
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    result = torch.load(trained / "quantised" / "result.pt", weights_only=True)
+    alone, fresh = quantised(), quantised()
+    put_on(alone, "lora", train=HEADED)
+
+    assert train_plainly(alone, STEPS) == pytest.approx(result["losses"], abs=TOLERANCE)
+    AutoDeltaModel.from_finetuned(trained / "quantised" / "delta", backbone_model=fresh)
+    assert torch.equal(result["logits"], answers(fresh))
+    assert "is quantised (torch.uint8 codes) and sharded" in result["refused"]
+    assert not (trained / "quantised" / "whole").exists()
+
+
+def test_a_model_that_is_split_over_processes_is_refused(trained):
+    refused = torch.load(trained / "refusals.pt", weights_only=True)
+
+    assert "embed_tokens.weight is split over processes (tensor parallelism)" in refused["parallel"]
