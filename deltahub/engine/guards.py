@@ -220,7 +220,8 @@ def _refuse_sharded(name: str, module: nn.Module) -> None:
             "Add deltas before fully_shard or FullyShardedDataParallel."
         )
         raise ConfigError(msg)
-    for key, parameter in module._parameters.items():
+    parameters: Mapping[str, Any] = module._parameters  # of any kind of tensor
+    for key, parameter in parameters.items():
         place = f"{name}.{key}" if name else key
         if isinstance(parameter, DTensor):
             msg = (
