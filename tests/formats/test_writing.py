@@ -28,7 +28,7 @@ OPTIONS = {
     "fusion": {
         "parts": [
             {"delta_type": "adapter", "bottleneck_dim": 3},
-            {"delta_type": "compacter", "hypercomplex_division": 2},
+            {"delta_type": "compacter", "reduction_factor": 4, "hypercomplex_division": 2},
         ]
     },
     "union": {"parts": [{"delta_type": "lora", "lora_r": 2}, {"delta_type": "adapter", "bottleneck_dim": 3}]},
