@@ -18,9 +18,8 @@ from torch import Tensor, nn
 
 from deltahub.deltas.lora_layers import LowRankUpdate
 from deltahub.engine.insertion import Insertion
-from deltahub.engine.layers import update_fault
 from deltahub.engine.low_rank_sum import LowRankSum
-from deltahub.engine.structure.experts import is_turned_stack, stacked_parameters
+from deltahub.engine.structure.experts import is_router, is_turned_stack, stacked_parameters
 from deltahub.engine.structure.layouts import Part
 from deltahub.engine.structure.targets import Target
 from deltahub.errors import ConfigError, TargetError
@@ -144,16 +143,7 @@ def with_matrices(target: Target) -> list[Target]:
         return [target]
     if stacks := stacked_parameters(module):
         return [replace(target, parameter=key) for key in stacks]
-    weight = module._parameters.get("weight")
-    named = target.name.rpartition(".")[2] in ("gate", "router")
-    if weight is not None and weight.dim() == 2 and named and (not is_linear(module) or update_fault(module)):
-        return [replace(target, parameter="weight")]
-    return [target]
-
-
-def is_linear(module: nn.Module) -> bool:
-    """Return whether a module is a layer of one matrix."""
-    return isinstance(getattr(module, "in_features", None), int)
+    return [replace(target, parameter="weight")] if is_router(target.name, module) else [target]
 
 
 def parameter_insertions(

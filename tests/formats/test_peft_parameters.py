@@ -91,16 +91,21 @@ def test_layers_of_single_experts_are_joined_into_a_lora_on_the_stack(tmp_path, 
             changes[name, expert] = 3 * b @ a
             layer = f"base_model.model.model.layers.1.mlp.experts.{expert}.{name}"
             tensors |= {f"{layer}.lora_A.weight": a, f"{layer}.lora_B.weight": b}
+    router = "base_model.model.model.layers.1.mlp.gate"  # a linear layer in transformers 4
+    a, b = torch.randn(2, 16, generator=draw), torch.randn(4, 2, generator=draw)
+    tensors |= {f"{router}.lora_A.weight": a, f"{router}.lora_B.weight": b}
     config = {"peft_type": "LORA", "r": 2, "lora_alpha": 6, "target_modules": None}
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     save_file(tensors, tmp_path / "adapter_model.safetensors")
     delta = AutoDeltaModel.from_finetuned(tmp_path, backbone_model=backbone)
     names = {*delta.state_dict()}
-    plain = mixture("Qwen3Moe").model.layers[1].mlp.experts
+    block = mixture("Qwen3Moe").model.layers[1].mlp
+    plain = block.experts
     delta.merge()
     experts = backbone.model.layers[1].mlp.experts
 
-    assert names == {
+    torch.testing.assert_close(backbone.model.layers[1].mlp.gate.weight, block.gate.weight + 3 * b @ a)
+    assert names - {f"model.layers.1.mlp.gate.deltas.weight.lora_{side}" for side in "AB"} == {
         f"model.layers.1.mlp.experts.deltas.{key}.lora_{side}" for key in ("gate_up_proj", "down_proj") for side in "AB"
     }
     for (name, expert), change in changes.items():

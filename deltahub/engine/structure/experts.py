@@ -16,6 +16,7 @@ from typing import Final
 
 from torch import nn
 
+from deltahub.engine.layers import update_fault
 from deltahub.engine.structure.layouts import Part, adjacent_parts
 from deltahub.engine.structure.maps import MARK
 from deltahub.engine.structure.names import StructureMap
@@ -59,6 +60,14 @@ def stacked_parameters(module: nn.Module) -> list[str]:
     stacks = [key for key in _STACKS if (p := module._parameters.get(key)) is not None and p.dim() == 3]
     counts = {len(module._parameters[key]) for key in stacks}  # type: ignore[arg-type]
     return [key for key in module._parameters if key in stacks] if "down_proj" in stacks and len(counts) == 1 else []
+
+
+def is_router(name: str, module: nn.Module) -> bool:
+    """Return whether a module is a router by its name, with a weight that it reads itself instead of a linear layer's forward."""
+    weight = module._parameters.get("weight")
+    if name.rpartition(".")[2] not in _ROUTERS or weight is None or weight.dim() != 2:
+        return False
+    return not isinstance(getattr(module, "in_features", None), int) or bool(update_fault(module))
 
 
 def named_experts(structure: StructureMap) -> Iterator[NamedPart]:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from deltahub.engine.quantised.kinds import quantised
+from deltahub.engine.structure.experts import is_router
 from deltahub.engine.weights import is_turned
 from deltahub.errors import CheckpointError, ConfigError
 from deltahub.formats.peft.lora_delta import LowRank, lora_delta
@@ -100,6 +101,8 @@ def lora(adapter: SavedAdapter) -> Converted:
         )
         msg = f"The adapter {has} {module}. Fetch it again."
         raise CheckpointError(msg)
+    for module in [name for name in updates if is_router(name, adapter.layer(name))]:
+        on_parameters[f"{module}.weight"] = replace(updates.pop(module), parameter="weight")
     updates |= token_rows(adapter, set(updates))
     dropout = float(config.get("lora_dropout") or 0.0)
     converted = lora_delta(updates, adapter, dropout=dropout, parameters=on_parameters)
