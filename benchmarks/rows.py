@@ -10,7 +10,7 @@ from measure import interleaved, report
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
-from deltahub import LoraModel, route
+from deltahub import LoraModel, LoraSlots, route
 
 ROWS, LENGTH, WIDTH, ROUNDS = 16, 32, 256, 60
 MINILM = BertConfig(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536)
@@ -62,6 +62,16 @@ def with_deltahub(model: nn.Module, targets: list[str]) -> nn.Module:
     return model.eval()
 
 
+def with_slots(model: nn.Module, targets: list[str], names: list[str]) -> tuple[nn.Module, LoraSlots]:
+    """Create a model with 16 LoRAs in slots."""
+    delta = LoraModel(model, modified_modules=targets)
+    slots = LoraSlots(model, ROWS, 8, targets)
+    for name in names:
+        slots.load(name, delta)
+    delta.remove()
+    return model.eval(), slots
+
+
 def stack(model: nn.Module) -> nn.Module:
     """Replace every query and value layer."""
     for name, module in list(model.named_modules()):
@@ -74,6 +84,7 @@ def measured(title: str, make: Callable[[], nn.Module], inputs: Tensor, targets:
     """Print one table."""
     names = [f"d{number}" for number in range(ROWS)]
     bare, minimal, peft = make().eval(), stack(make()), with_peft(make(), targets)
+    slotted, slots = with_slots(make(), targets, names)
     opened, closed = with_deltahub(make(), targets), with_deltahub(make(), targets)
 
     def routed() -> None:
@@ -83,11 +94,12 @@ def measured(title: str, make: Callable[[], nn.Module], inputs: Tensor, targets:
     variants: dict[str, Callable[[], object]] = {
         "bare": lambda: bare(inputs),
         "stacked bmm": lambda: minimal(inputs),
+        "deltahub, slots": lambda: slotted(inputs),
         "deltahub, one route for all batches": lambda: opened(inputs),
         "deltahub, a route for each batch": routed,
         "peft adapter_names": lambda: peft(inputs, adapter_names=names),
     }
-    with torch.no_grad(), route(opened, names):
+    with torch.no_grad(), route(opened, names), slots.route(names):
         times = interleaved({name: lambda run=run: run for name, run in variants.items()}, rounds)
     report(f"{title}, CPU time", times, "stacked bmm")
 

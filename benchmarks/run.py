@@ -36,6 +36,7 @@ SHORT: Final = {  # the others, and the arguments of their short form
     "hf": "--deltas 20",
     "serve": "--seconds 3 --kills 2",
     "coverage": "--only bert",
+    "gpu": "--device cpu --small",
 }
 
 

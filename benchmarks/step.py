@@ -1,4 +1,4 @@
-"""LoRA (r=8, q and v) at work: one layer, and a training step of a model of MiniLM's shape and of a Llama of 0.45 billion."""
+"""LoRA (r=8) at work: one layer, one token through all linear layers, and a training step of MiniLM's shape and a Llama (q and v)."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from deltahub import LoraModel
 from deltahub.engine.structure.names import StructureMap
 
 LLAMA = LlamaConfig(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096)
+SMALL_LLAMA = LlamaConfig(hidden_size=512, num_hidden_layers=8, num_attention_heads=8, intermediate_size=1408)
+ALL_LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 CALLS = 50  # of one layer, timed together
 
 
@@ -65,6 +67,19 @@ def one_layer() -> None:
     report(f"One LoRA layer, {WIDTH} wide, one token, CPU time", times, "minimal", 1e-6, "us")
 
 
+def one_token() -> None:
+    """Print how long one token takes through a Llama with LoRA on all linear layers."""
+    base = LlamaModel(SMALL_LLAMA).eval()
+    x = torch.randn(1, 1, SMALL_LLAMA.hidden_size)
+    models: dict[str, Any] = {"bare": base, **variants(base, ALL_LINEAR)}
+    calls = {
+        name: lambda model=model: lambda: model(inputs_embeds=x, use_cache=False) for name, model in models.items()
+    }
+    with torch.no_grad():
+        times = interleaved(calls, 100)
+    report("One token through all linear layers of a Llama of 8 blocks, 512 wide, CPU time", times, "minimal")
+
+
 def whole_step(title: str, base: nn.Module, batch: tuple[int, int], targets: list[str], rounds: int) -> None:
     """Print how long forward and backward take in training mode."""
     words = torch.randint(0, 1000, batch)
@@ -99,6 +114,7 @@ def main() -> None:
     logging.getLogger("deltahub").setLevel(logging.ERROR)
     torch.set_num_threads(1)
     one_layer()
+    one_token()
     whole_step("MiniLM's shape", BertModel(MINILM), (8, 32), ["query", "value"], 15)
     llama = LlamaModel(LLAMA)
     places(pristine(llama))

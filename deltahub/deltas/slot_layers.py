@@ -5,7 +5,8 @@ The formulas are in `deltahub.deltas.slots`.
 
 from __future__ import annotations
 
-from typing import Any
+from importlib.util import find_spec
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,22 +30,22 @@ class Selection(nn.Module):
     Args:
         slots: number of slots; the number after the last is that of the empty slot.
         device: the device of the slot numbers.
+        product: computes the updates of a routed batch.
 
     Attributes:
         number: the slot that acts on all rows, ``(1,)`` integer.
         rows: while a route is open, the slot of each row, ``(rows,)`` integers.
         numbers: the slot of each LoRA by name.
-        product: computes the updates of a routed batch.
     """
 
     number: Tensor
 
-    def __init__(self, slots: int, device: torch.device) -> None:
+    def __init__(self, slots: int, device: torch.device, product: RoutedProduct) -> None:
         super().__init__()
         self.empty = slots
         self.numbers: dict[str, int] = {}
         self.rows: Tensor | None = None
-        self.product: RoutedProduct = gathered
+        self.product = product
         self.register_buffer("number", torch.tensor([slots], device=device), persistent=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -103,19 +104,23 @@ class SlottedUpdate(Insertion):
 
     def after(self, target: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> Any:
         """Add the update of the selected slot, or of each row's slot, to the output tensor, ``(..., n_out)``."""
-        x, selection = first_input(args, kwargs), self.selection
-        dtype = torch.promote_types(output.dtype, self.downs.dtype)
-        x = x.to(dtype)
+        # From the dicts, not as attributes: for one token nn.Module.__getattr__ would be a noticeable part of the cost.
+        buffers, selection = self._buffers, cast("Selection", self._modules["selection"])
+        downs, ups, scales = cast("tuple[Tensor, ...]", (buffers["downs"], buffers["ups"], buffers["scales"]))
+        x, dtype = first_input(args, kwargs), output.dtype
+        if not x.dtype == dtype == downs.dtype:
+            dtype = torch.promote_types(dtype, downs.dtype)
+            x = x.to(dtype)
         if (rows := selection.rows) is not None:
             self._check(target, x, len(rows))
-            rows = rows.to(x.device)
             stacked = x.reshape(len(rows), -1, x.shape[-1])
-            update = selection.product(stacked, self.downs, self.ups, self.scales, rows)
+            update = selection.product(
+                stacked, downs, ups, scales, rows if rows.device == x.device else rows.to(x.device)
+            )
             return added(output, update.view(output.shape))
-        number = selection.number.to(x.device)
-        low = F.linear(x, self.downs.index_select(0, number)[0].to(dtype))
-        scaled = (self.scales.index_select(0, number) * low).to(dtype)
-        return added(output, F.linear(scaled, self.ups.index_select(0, number)[0].to(dtype)))
+        number = cast("Tensor", selection._buffers["number"]).to(x.device)
+        low = scales.index_select(0, number) * F.linear(x, downs.index_select(0, number)[0].to(dtype))
+        return added(output, F.linear(low.to(dtype), ups.index_select(0, number)[0].to(dtype)))
 
     def _check(self, target: nn.Module, x: Tensor, rows: int) -> None:
         """Check that the first dimension of an input counts the rows of the batch.
@@ -162,3 +167,25 @@ def low_rank_of(name: str, address: str, insertion: Insertion, n_out: int) -> Lo
         f"{name!r} has a {kind} at {address}, and slots hold plain LoRAs of linear layers. Load it as a delta instead."
     )
     raise ConfigError(msg)
+
+
+def product_of(kernel: str) -> RoutedProduct:
+    """Return the function that computes the updates of a routed batch.
+
+    Args:
+        kernel: ``"torch"`` for `gathered`, ``"triton"`` for the kernels of `engine/routing/kernels.py`.
+
+    Raises:
+        ConfigError: the kernel is unknown, or Triton is not installed.
+    """
+    if kernel == "torch":
+        return gathered
+    if kernel != "triton":
+        msg = f"kernel must be 'torch' or 'triton', got {kernel!r}."
+        raise ConfigError(msg)
+    if find_spec("triton") is None:
+        msg = "kernel='triton' needs the package triton, which is not installed. Install it (pip install triton), or use kernel='torch'."
+        raise ConfigError(msg)
+    from deltahub.engine.routing.kernels import by_kernels  # late: it imports Triton
+
+    return by_kernels

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from deltahub.checkpoint.config import DeltaConfig
-from deltahub.deltas.slot_layers import LowRank, Selection, SlottedUpdate, low_rank_of
+from deltahub.deltas.slot_layers import LowRank, Selection, SlottedUpdate, low_rank_of, product_of
 from deltahub.engine.building import Like
 from deltahub.engine.guards import refuse_merged, refuse_routed
 from deltahub.engine.insertion import Insertion
@@ -45,10 +45,12 @@ class LoraSlotsConfig(DeltaConfig):
     Args:
         slots: number of LoRAs that have room, at least 1.
         rank: the largest rank of a LoRA, at least 1.
+        kernel: what computes a routed batch: ``"torch"`` or ``"triton"``.
     """
 
     slots: int = 8
     rank: int = 16
+    kernel: str = "torch"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -72,9 +74,10 @@ class LoraSlots(DeltaBase):
         common_structure: True for common names only, False for real names only, None for whichever matches.
         name: the name of the slots on this backbone.
         dtype: dtype of the slots; by default float32, or the layer's if wider.
+        kernel: what computes a routed batch: ``"torch"``, or ``"triton"`` on a GPU (experimental: tried in Triton's interpreter only).
 
     Raises:
-        ConfigError: an option is invalid.
+        ConfigError: an option is invalid, or Triton is not installed.
         NoMatchError: an address matches nothing.
         TargetError: a module is not a linear layer.
     """
@@ -93,10 +96,12 @@ class LoraSlots(DeltaBase):
         *,
         name: str | None = None,
         dtype: torch.dtype | None = None,
+        kernel: str = "torch",
     ) -> None:
         config = LoraSlotsConfig(
             slots=slots,
             rank=rank,
+            kernel=kernel,
             modified_modules=modified_modules,
             exclude_modules=exclude_modules,
             common_structure=common_structure,
@@ -123,7 +128,7 @@ class LoraSlots(DeltaBase):
         cls, backbone: nn.Module, config: Any, targets: Sequence[Target], like: Like
     ) -> Mapping[str, Insertion]:
         """Build the slots of every layer."""
-        selection = Selection(config.slots, like(targets[0].module).device)
+        selection = Selection(config.slots, like(targets[0].module).device, product_of(config.kernel))
         return {
             target.name: SlottedUpdate(
                 like(target.module), *linear_shape(target.name, target.module), config.rank, selection

@@ -148,6 +148,7 @@ def read_for(
         class_for: returns the delta model's class for a delta type and the package that the type comes from.
         options: config options that replace the saved ones.
     """
+    _check_arguments((), backbone, check_hash, config)
     saved, parent = read_cached(
         lambda: locate(path, cache_dir, force=force_download, local_files_only=local_files_only),
         lambda folder: _read(folder, backbone, allow_pickle=allow_pickle, with_backbone=check_hash is not False),

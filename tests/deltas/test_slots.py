@@ -8,6 +8,8 @@ from torch import nn
 from torch._dynamo.utils import counters
 
 from deltahub import AdapterModel, LoraModel, LoraSlots, deltas_of, route
+from deltahub.deltas.slot_layers import product_of
+from deltahub.engine.routing.products import gathered
 from deltahub.errors import ConfigError, RouteError, TargetError
 from tests.backbones import equal, gpt2, llama, logits_of, stir, tensors_of
 
@@ -90,9 +92,11 @@ def test_nothing_is_compiled_again_when_slots_are_filled_selected_scaled_and_rou
             slots.load("lora", deltas[number % 3])
             slots.set_strength("lora", 1 + number / 10)
             slots.select(names[number % 3])
-            assert torch.allclose(backbone(x), compiled(x), atol=1e-5)
+            found = compiled(x)
             with slots.route([names[number % 3], names[number % 2]]):
-                assert torch.allclose(backbone(x), compiled(x), atol=1e-5)
+                routed = compiled(x)
+            assert torch.allclose(found[0], routed[0], atol=1e-5)
+        assert torch.allclose(backbone(x), compiled(x), atol=1e-5)
 
     assert graphs > 0
     assert counters["stats"]["unique_graphs"] == graphs
@@ -213,6 +217,7 @@ def test_a_lora_without_room_in_its_own_reservation_leaves_the_backbone_as_it_wa
     [
         ({"slots": 0}, ConfigError, "slots must be a whole number of at least 1, got 0"),
         ({"rank": True}, ConfigError, "rank must be a whole number"),
+        ({"kernel": "cuda"}, ConfigError, "kernel must be 'torch' or 'triton', got 'cuda'"),
         ({"modified_modules": ["embed_tokens"]}, TargetError, "it is an Embedding"),
         ({"modified_modules": ["input_layernorm"]}, TargetError, "expected a Linear"),
     ],
@@ -251,3 +256,28 @@ def test_slots_are_neither_saved_nor_part_of_a_state(served, tmp_path):
         slots.save_finetuned(tmp_path / "slots")
     assert not (tmp_path / "slots").exists()
     assert not any("slots" in name for name in backbone.state_dict())
+
+
+@pytest.mark.parametrize("sizes", [(3, 1, 70, 65, 5), (2, 18, 33, 130, 16)], ids=["decode", "prefill"])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float16], ids=str
+)  # the interpreter has no products in bfloat16
+def test_the_kernels_compute_what_the_gathered_products_compute(monkeypatch, sizes, dtype):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    pytest.importorskip("triton")
+    by_kernels = product_of("triton")
+    rows, length, n_in, n_out, rank = sizes
+    x, scales, numbers = torch.randn(rows, length, n_in).to(dtype), torch.rand(4), torch.tensor([3, 0, 3])[:rows]
+    downs, ups = torch.randn(4, rank, n_in).to(dtype), torch.randn(4, n_out, rank)
+
+    with torch.no_grad():
+        found = by_kernels(x, downs, ups, scales, numbers)
+    expected = gathered(x, downs, ups, scales, numbers)
+    assert found.dtype == dtype
+    assert torch.allclose(expected.float(), found.float(), rtol=1e-2, atol=1e-4 if dtype == torch.float32 else 0.1)
+
+
+def test_without_triton_its_kernels_are_refused(monkeypatch):
+    monkeypatch.setattr("deltahub.deltas.slot_layers.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="needs the package triton"):
+        LoraSlots(llama(num_hidden_layers=1), kernel="triton")

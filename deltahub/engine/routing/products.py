@@ -26,6 +26,8 @@ def gathered(x: Tensor, downs: Tensor, ups: Tensor, scales: Tensor, numbers: Ten
     Returns:
         ``(rows, length, n_out)``, with the dtype of `x`.
     """
-    low = torch.bmm(x, downs.index_select(0, numbers).to(x.dtype).mT)
-    scaled = (scales.index_select(0, numbers).view(-1, 1, 1) * low).to(x.dtype)
-    return torch.bmm(scaled, ups.index_select(0, numbers).to(x.dtype).mT)
+    down, up = downs.index_select(0, numbers), ups.index_select(0, numbers)
+    if not down.dtype == up.dtype == x.dtype:
+        down, up = down.to(x.dtype), up.to(x.dtype)
+    low = scales.index_select(0, numbers).view(-1, 1, 1) * torch.bmm(x, down.mT)
+    return torch.bmm(low if low.dtype == x.dtype else low.to(x.dtype), up.mT)
