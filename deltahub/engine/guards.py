@@ -205,7 +205,7 @@ def refuse_sharded_codes(modules: Mapping[str, nn.Module]) -> None:
             msg = (
                 f"{name} is quantised ({parameter.dtype} codes) and sharded, which separates it from its scales, so the backbone cannot be "
                 "recorded. Leave such weights whole on every process: fully_shard(module, ignored_params={p for p in module.parameters() if "
-                "not p.is_floating_point()}). What is trained already can be kept with save_checkpoint."
+                "not p.is_floating_point()}). To keep the trained tensors, call save_checkpoint."
             )
             raise ConfigError(msg)
 
