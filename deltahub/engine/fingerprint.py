@@ -17,8 +17,8 @@ from deltahub.checkpoint.backbone_record import QUANTISED_VERSION, VERSION, Fing
 from deltahub.engine.modules import modules_by_name, own_modules, own_parameters
 from deltahub.engine.offloading import offloaded
 from deltahub.engine.overrides import own_values, refuse_requantised
-from deltahub.engine.quantised_record import quantised_weights
-from deltahub.engine.quantised_state import hidden_tensors, quantised_layers, saved_tensors
+from deltahub.engine.quantised.record import quantised_weights
+from deltahub.engine.quantised.state import hidden_tensors, quantised_layers, saved_tensors
 from deltahub.engine.sharding import full_tensor
 from deltahub.errors import DeltaHubError
 

@@ -9,8 +9,8 @@ from typing import Any, Final
 from torch import Tensor, nn
 
 from deltahub.checkpoint.backbone_record import EXACT, OTHER_PRECISION, OTHER_QUANTISATION, VERSION, Fingerprint
-from deltahub.engine.dequantised import Agreement, compare_dequantised
 from deltahub.engine.fingerprint import fingerprint, missing_from_version_1, own_state
+from deltahub.engine.quantised.comparison import Agreement, compare_dequantised
 from deltahub.engine.source_files import source_of
 from deltahub.errors import ConfigError, FingerprintMismatch
 from deltahub.log import LOGGER

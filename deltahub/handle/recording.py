@@ -14,7 +14,7 @@ from deltahub.checkpoint.backbone_record import Fingerprint
 from deltahub.engine.fingerprint import fingerprint
 from deltahub.engine.guards import refuse_closed
 from deltahub.engine.modules import modules_by_name
-from deltahub.engine.quantised_record import with_samples
+from deltahub.engine.quantised.record import with_samples
 from deltahub.errors import CheckpointError, ConfigError
 from deltahub.files.atomic import move_all, staging, storage_errors, write_synced
 from deltahub.handle.loading import brought_names, read_any

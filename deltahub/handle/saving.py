@@ -29,7 +29,7 @@ from deltahub.engine.insertion import Insertion
 from deltahub.engine.ledger import Entry, ledger_holding, value_of, warn_of_uncalled
 from deltahub.engine.modules import modules_by_name, own_parameters
 from deltahub.engine.overrides import overrides
-from deltahub.engine.quantised_record import with_samples
+from deltahub.engine.quantised.record import with_samples
 from deltahub.engine.sharding import assign, done_once, full_tensor, live_value, reshard
 from deltahub.engine.site import delta_key, is_delta_name
 from deltahub.errors import CheckpointError

@@ -91,7 +91,7 @@ def test_a_delta_of_a_quantised_backbone_loads_on_the_dense_one_if_it_gives_the_
 
 def test_where_the_codes_cannot_be_made_again_the_recorded_values_are_compared(tmp_path, monkeypatch, caplog):
     saved(tmp_path, quantised("nf4"))
-    monkeypatch.setattr("deltahub.engine.dequantised.requantised", lambda *_: None)
+    monkeypatch.setattr("deltahub.engine.quantised.comparison.requantised", lambda *_: None)
     load(tmp_path, dense())
     assert "1 quantised weights agree with the recorded values within the error of quantisation" in caplog.text
     other = dense()

@@ -26,8 +26,8 @@ from deltahub.checkpoint.backbone_record import Difference, Fingerprint, Leaf
 from deltahub.checkpoint.quantised_weight import QuantisedWeight, split
 from deltahub.engine.fingerprint import leaf_of
 from deltahub.engine.modules import module_at
-from deltahub.engine.quantised_record import dequantised, sampled
-from deltahub.engine.requantising import requantised
+from deltahub.engine.quantised.record import dequantised, sampled
+from deltahub.engine.quantised.requantising import requantised
 from deltahub.engine.shapes import is_conv1d
 
 OTHER: Final = "other quantisation, other weights"

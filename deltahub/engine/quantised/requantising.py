@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from deltahub.checkpoint.backbone_record import Leaf
 from deltahub.checkpoint.quantised_weight import QuantisedWeight
 from deltahub.engine.fingerprint import fingerprint
-from deltahub.engine.quantised_record import dequantised
+from deltahub.engine.quantised.record import dequantised
 
 
 def requantised(

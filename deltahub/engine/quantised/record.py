@@ -17,7 +17,7 @@ from deltahub.checkpoint.quantised_weight import Quantisation, QuantisedWeight, 
 from deltahub.engine.modules import module_at
 from deltahub.engine.quantised.kinds import quantised
 from deltahub.engine.quantised.layer import Quantised
-from deltahub.engine.quantised_state import is_composed, settings
+from deltahub.engine.quantised.state import is_composed, settings
 from deltahub.engine.sharding import is_sharded
 from deltahub.files.documents import canonical_json
 
