@@ -57,6 +57,8 @@ if TYPE_CHECKING:
     from deltahub.deltas import ReftModel as ReftModel
     from deltahub.deltas import SoftPromptConfig as SoftPromptConfig
     from deltahub.deltas import SoftPromptModel as SoftPromptModel
+    from deltahub.deltas import TokenRowsConfig as TokenRowsConfig
+    from deltahub.deltas import TokenRowsModel as TokenRowsModel
     from deltahub.deltas import UnionConfig as UnionConfig
     from deltahub.deltas import UnionModel as UnionModel
     from deltahub.deltas import VeraConfig as VeraConfig
@@ -113,6 +115,8 @@ _HOMES = {
     "SaveLoadMixin": "handle.saving",
     "SoftPromptConfig": "deltas",
     "SoftPromptModel": "deltas",
+    "TokenRowsConfig": "deltas",
+    "TokenRowsModel": "deltas",
     "UnionConfig": "deltas",
     "UnionModel": "deltas",
     "VeraConfig": "deltas",

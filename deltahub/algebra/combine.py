@@ -44,7 +44,7 @@ from deltahub.algebra.trained import check_heads, trained_tensors
 from deltahub.errors import CheckpointError, ConfigError
 
 # The value of a parameter that changes nothing: the update is linear in the difference to it.
-_NEUTRAL: Final = {"bitfit": 0.0, "layer_norm": 0.0, "ia3": 1.0}
+_NEUTRAL: Final = {"bitfit": 0.0, "layer_norm": 0.0, "ia3": 1.0, "token_rows": 0.0}
 _AVERAGED: Final = ("adapter", "parallel_adapter")
 _ROUNDING: Final = 1e-9
 

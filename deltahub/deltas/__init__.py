@@ -15,6 +15,7 @@ from deltahub.deltas.prefix import PrefixConfig, PrefixModel
 from deltahub.deltas.reft import ReftConfig, ReftModel
 from deltahub.deltas.slots import LoraSlots, LoraSlotsConfig
 from deltahub.deltas.soft_prompt import SoftPromptConfig, SoftPromptModel
+from deltahub.deltas.token_rows import TokenRowsConfig, TokenRowsModel
 from deltahub.deltas.union import UnionConfig, UnionModel
 from deltahub.deltas.vera import VeraConfig, VeraModel
 from deltahub.deltas.weight_update import WeightUpdateConfig, WeightUpdateModel
@@ -50,6 +51,8 @@ __all__ = [
     "ReftModel",
     "SoftPromptConfig",
     "SoftPromptModel",
+    "TokenRowsConfig",
+    "TokenRowsModel",
     "UnionConfig",
     "UnionModel",
     "VeraConfig",

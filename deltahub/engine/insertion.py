@@ -21,11 +21,13 @@ class Insertion(nn.Module):
     Attributes:
         keeps_length: whether it keeps the shapes of its inputs and outputs, so that rows of a batch can pass through it one by one.
         fast_parameters: names of its parameters that LoRA+ trains at a higher learning rate: those that start at zero behind another one.
+        acts_as_one: whether it does the same at every module that shares a weight, so that it can be merged into a tied weight.
         recomputes: whether it computes the output anew from the target's own tensors, so that no delta may replace them.
         reads_weight: whether its work depends on the target's own weights, which a merge of another delta changes.
     """
 
     keeps_length: ClassVar[bool] = True
+    acts_as_one: ClassVar[bool] = False
     recomputes: ClassVar[bool] = False
     fast_parameters: ClassVar[frozenset[str]] = frozenset()
     reads_weight: bool = False

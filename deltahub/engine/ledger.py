@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import re
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -257,23 +257,26 @@ def uncalled(backbone: nn.Module, delta: str, addresses: Iterable[str], serial: 
     """Return the modules at which a delta has never acted although the backbone ran, such as bypassed layers.
 
     Layers whose names differ only in numbers count as one: an expert that received no token, or a dropped layer, is not
-    reported if another layer of its kind was called. Neither is a layer that a graph of torch.compile may have called.
+    reported if another layer of its kind was called. So do those that share a weight, for a delta that acts on them as one. Neither
+    is a layer that a graph of torch.compile may have called.
 
     Args:
         delta: the delta's name.
         addresses: the names of its modules.
         serial: of its entry, where a delta on a part of the backbone may have the same name; None for any of that name.
     """
-    targets = {}
+    targets: dict[str, nn.Module] = {}
+    kinds: dict[str, Hashable] = {}
     for address in addresses:
         target = module_at(backbone, address)
         insertion = site_of(target).slots[delta]
         if any(acts_in(insertion, method) for method in ("before", "after", "substitute")):
             targets[address] = target
+            kinds[address] = id(target._parameters.get("weight")) if insertion.acts_as_one else _kind(address)
     if not (has_run(backbone, delta, serial) or any(site_of(target).called for target in targets.values())):
         return []
-    called_kinds = {_kind(address) for address, target in targets.items() if was_called(target)}
-    return [address for address in targets if _kind(address) not in called_kinds]
+    called_kinds = {kinds[address] for address, target in targets.items() if was_called(target)}
+    return [address for address in targets if kinds[address] not in called_kinds]
 
 
 def warn_of_uncalled(backbone: nn.Module, entry: Entry) -> None:

@@ -209,7 +209,8 @@ def _plan(
             key = key if coded is None else f"{key.removesuffix(leaf)}{coded.key}"  # noqa: PLW2901
             name = f"{address}.{key}" if address else key
             live = tensor_at(backbone, name)
-            _check_tensor(name, live, exact if coded is not None else exact.to(live.dtype), owners)
+            as_one = addresses if site.slots[delta].acts_as_one else ()
+            _check_tensor(name, live, exact if coded is not None else exact.to(live.dtype), owners, as_one)
             if address in silent and not _is_unchanged(live, exact, coded):
                 msg = (
                     f"{delta!r} has never acted on {address}: the backbone ran without calling it, so a merge could change its "
@@ -251,9 +252,12 @@ def _refuse_meta(address: str, target: nn.Module) -> None:
             raise MergeError(msg)
 
 
-def _check_tensor(name: str, live: Tensor, new: Tensor, owners: Mapping[int, list[str]]) -> None:
-    if len(names := owners.get(id(live), [])) > 1:
-        other = next(n for n in names if n != name)
+def _check_tensor(
+    name: str, live: Tensor, new: Tensor, owners: Mapping[int, list[str]], as_one: Collection[str]
+) -> None:
+    """Refuse a value that is not finite, or that other modules than those that are merged `as_one` would get."""
+    others = (n for n in owners.get(id(live), []) if n != name and n.rpartition(".")[0] not in as_one)
+    if (other := next(others, None)) is not None:
         msg = f"{name} is also {other} (tied weights), so a merge would change both. Use the delta unmerged, or untie them."
         raise MergeError(msg)
     if not torch.isfinite(new).all():

@@ -137,6 +137,15 @@ class TestFusion(DeltaContract):
         return delta
 
 
+class TestTokenRows(DeltaContract):
+    delta_type = "token_rows"
+    options = {"token_indices": [34, 15, 22]}
+    parameters = 3 * 16  # tokens * width
+    change_at_start = 0
+    mergeable = True
+    unsuited = {"vit": "has no table of tokens"}
+
+
 class TestSoftPrompt(DeltaContract):
     delta_type = "soft_prompt"
     options = {"soft_token_num": 3}

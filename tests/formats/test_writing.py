@@ -18,6 +18,7 @@ WAY_OUT = re.compile(r"--as-lora|\b(Load|Keep|Use|Pass|Choose|Train|Convert|Writ
 OPTIONS = {
     "adalora": {"init_r": 4, "target_r": 2},
     "vera": {"r": 4},
+    "token_rows": {"token_indices": list(range(40))},
     "prefix": {"prefix_token_num": 3, "embed_dim": 4, "mid_dim": 5},
     "soft_prompt": {"soft_token_num": 3},
     "compacter": {"reduction_factor": 4, "hypercomplex_division": 2},

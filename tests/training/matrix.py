@@ -30,7 +30,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "plain_prefix": {"delta_type": "prefix", "prefix_token_num": 3, "reparameterize": False},
 }
 # Types whose insertions are built as those of another one, which is in the matrix for them; their contracts train them.
-LIKE = {"adalora": "lora", "fusion": "adapter", "reft": "adapter", "vera": "weight_update"}
+LIKE = {"adalora": "lora", "fusion": "adapter", "reft": "adapter", "token_rows": "lora", "vera": "weight_update"}
 KINDS = sorted({*delta_classes(), *VARIANTS} - LIKE.keys())
 HEADED = ("deltas", "classifier")  # what trains: the delta and, as in most of practice, a fresh head
 ROWS, LENGTH, CLASSES = 16, 7, 3

@@ -87,6 +87,7 @@ _NO_FORM: Final = {
     "low_rank_adapter": "PEFT has no low-rank adapters",
     "compacter": "PEFT has no compacters",
     "bitfit": "PEFT has no biases that are added to a layer's",
+    "token_rows": "its TRAINABLE_TOKENS are read and not written; merge the delta and save the backbone as a whole",
     "weight_update": "such updates are not written for PEFT; delta.as_lora(rank=...) makes a LoRA of it",
     "prefix": "PEFT's prefix tuning moves the positions of the text by the length of the prefix, so that it gives other outputs",
 }
