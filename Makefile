@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+# Not beside the others: accelerate imports DeepSpeed with every model that it saves, and one test needs it.
+APART := deepspeed einops hjson msgpack ninja py-cpuinfo
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test quick check bench coverage wheel clean
@@ -46,6 +48,7 @@ $(VENV)/base: pyproject.toml constraints.txt
 
 $(VENV)/dev: $(VENV)/base
 	$(PIP) --editable '.[dev]'
+	DS_BUILD_OPS=0 $(PIP) --no-deps --upgrade --target $(VENV)/apart $(APART)
 	@touch $@
 
 $(VENV)/bench: $(VENV)/dev
