@@ -357,7 +357,7 @@ def merged_copy(backbone: nn.Module, dtype: torch.dtype | None = None) -> Any:
     }
     for address, module in holders:
         for name in [*site_of(module)._modules]:
-            _write(twin, name, [address], changed, silent[name])
+            _write(twin, name, _as_one(holders, address, module, name), changed, silent[name])
     for _, module in own_modules(twin):
         for name in [*site_of(module).slots] if CHILD in module._modules else ():
             eject(module, name)
@@ -367,6 +367,15 @@ def merged_copy(backbone: nn.Module, dtype: torch.dtype | None = None) -> Any:
     if dtype is not None:
         cast(twin, dtype)
     return twin
+
+
+def _as_one(holders: Sequence[tuple[str, nn.Module]], address: str, module: nn.Module, name: str) -> list[str]:
+    """Return the modules that a delta is merged into together with a module: those that share its weight, if it acts there as one."""
+    if not site_of(module).slots[name].acts_as_one:
+        return [address]
+    weight = module._parameters.get("weight")
+    shared = [a for a, m in holders if name in site_of(m)._modules and m._parameters.get("weight") is weight]
+    return shared if weight is not None else [address]
 
 
 def _refuse_unreadable(backbone: nn.Module) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import BartConfig, BartForConditionalGeneration
 
-from deltahub import AutoDeltaModel, TokenRowsModel, UnionModel
+from deltahub import AutoDeltaModel, TokenRowsModel, UnionModel, merged_copy
 from deltahub.errors import ConfigError, FingerprintMismatch, TargetError
 from tests.backbones import bert, bert_mlm, gpt2, inputs_for, llama, logits_of, stir, t5, train, untouched
 
@@ -47,6 +47,9 @@ def test_it_gives_the_outputs_of_an_edited_table_and_merges_into_it(build, tmp_p
     AutoDeltaModel.from_finetuned(tmp_path / "delta", backbone_model=again)
     assert torch.equal(logits_of(again), acting)
 
+    copied = merged_copy(backbone)
+    torch.testing.assert_close(logits_of(copied), expected, rtol=1e-4, atol=1e-4)
+    assert [name for name, _ in copied.named_parameters()] == [name for name, _ in plain.named_parameters()]  # tied
     delta.merge()
     torch.testing.assert_close(logits_of(backbone), expected, rtol=1e-4, atol=1e-4)
     assert torch.equal(backbone.get_input_embeddings().weight, edited(plain, rows).get_input_embeddings().weight)
