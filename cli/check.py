@@ -79,7 +79,9 @@ def check(
     }
     known = "is the recorded one, in another precision perhaps" if dequantised else "is the recorded one"
     fit = known if compared else "has the right names and shapes; the delta has no record to compare"
-    out.result(data, reference, f"It loads on {backbone} as a {delta.config.delta_type}; the backbone {fit}.")
+    out.result(
+        data, reference, f"It loads on {backbone} as a delta of the type {delta.config.delta_type}; the backbone {fit}."
+    )
 
 
 def _publish(target: str, exact: Reference | Link | None, folder: Path, model: nn.Module, *, allow_pickle: bool) -> str:

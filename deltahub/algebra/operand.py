@@ -144,8 +144,15 @@ def require_floats(operand: Operand) -> None:
 
     Raises:
         CheckpointError: there is one; the message names it.
+        ConfigError: the method keeps flags beside its numbers.
     """
     if odd := next((entry for entry in operand.own.values() if entry.dtype not in _FLOATS), None):
+        if odd.dtype == "BOOL":  # the directions that an AdaLoRA keeps
+            msg = (
+                f"{operand.label} is a delta of the type {operand.delta_type}, with which deltas are not computed. Convert it to a LoRA first: "
+                "deltahub convert DELTA TO --format deltahub --as-lora RANK --backbone BACKBONE"
+            )
+            raise ConfigError(msg)
         msg = f"{operand.label} holds {odd.name} as {odd.dtype}; expected floats. Fetch or save the delta again."
         raise CheckpointError(msg)
 

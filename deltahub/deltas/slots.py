@@ -284,7 +284,9 @@ class LoraSlots(DeltaBase):
 
         Raises:
             ConfigError: no slot has this name.
+            TargetError: the slots were removed, or a module that holds them was replaced.
         """
+        self.check_places()
         number = self._selection.empty if name is None else self._number(name)
         self._selection.number.fill_(number)
 

@@ -62,7 +62,7 @@ def _refuse_changed(whole: nn.Module, modules: Mapping[str, nn.Module]) -> None:
     if name := next((name or "the backbone" for name, module in modules.items() if "forward" in module.__dict__), None):
         msg = (
             f"The forward of {name} has been replaced (by a trainer, torch.compile, or accelerate), and a copy may go on to call the "
-            "original's. Make the reference first, before the trainer."
+            "original's. Make the reference before any trainer; after one, save the delta and load it on a backbone that is loaded anew."
         )
         raise ConfigError(msg)
 

@@ -5,7 +5,7 @@ import warnings
 import pytest
 import torch
 
-from deltahub import AdaLoraModel, AutoDeltaModel, export_peft
+from deltahub import AdaLoraModel, AutoDeltaModel, diff, export_peft
 from deltahub.errors import ConfigError, MergeError, NoMatchError
 from tests.backbones import bert, gpt2, inputs_for, logits_of, stir, untouched
 
@@ -163,3 +163,10 @@ def test_a_budget_needs_its_length_gradients_and_weights_of_its_own():
         delta.prune()
     with pytest.raises(NoMatchError, match="rank_pattern"):
         AdaLoraModel(bert(), rank_pattern={"nowhere": 3})
+
+
+def test_deltas_are_computed_with_its_lora_not_with_itself(tmp_path):
+    AdaLoraModel(bert()).save_finetuned(tmp_path / "delta")
+
+    with pytest.raises(ConfigError, match=r"of the type adalora.*--as-lora RANK"):
+        diff(tmp_path / "delta", tmp_path / "delta")

@@ -59,7 +59,6 @@ def write(document: Mapping[str, Any], shares: Mapping[str, dict[str, Tensor]], 
     options = {
         "bias": "none",
         "d_initial": document.get("d_initial", 0.1),
-        "exclude_modules": None,
         "fan_in_fan_out": any(map(backbone.is_turned, shares)),
         "init_weights": True,
         "projection_prng_key": document.get("projection_prng_key", 0),
