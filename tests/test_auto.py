@@ -47,7 +47,7 @@ def test_the_config_fits_the_type():
     [
         ({}, "A config needs a delta_type: one of adapter, bitfit, .*lora"),
         ({"delta_type": "loar"}, "delta_type is 'loar', which this version does not know: did you mean 'lora'"),
-        ({"delta_type": "magic"}, "known are: adapter, bitfit, .*lora"),
+        ({"delta_type": "magic"}, "known are: adalora, adapter, bitfit, .*lora"),
         (
             {"delta_type": "lora", "modified_moduls": ["q"]},
             "no option 'modified_moduls': did you mean 'modified_modules'",
