@@ -45,7 +45,7 @@ def test_the_config_fits_the_type():
 @pytest.mark.parametrize(
     ("document", "why"),
     [
-        ({}, "A config needs a delta_type: one of adapter, bitfit, .*lora"),
+        ({}, "A config needs a delta_type: one of adalora, adapter, bitfit, .*lora"),
         ({"delta_type": "loar"}, "delta_type is 'loar', which this version does not know: did you mean 'lora'"),
         ({"delta_type": "magic"}, "known are: adalora, adapter, bitfit, .*lora"),
         (
