@@ -1,8 +1,8 @@
 """EVA: the A of a LoRA starts as the directions in which the inputs of its layer vary most.
 
-    X: (tokens, n_in), the inputs of the layer in some batches;    A = the first r right singular vectors of X, B = 0
+    X: (tokens, n_in), the inputs of the layer in some batches less their mean;    A = the first r right singular vectors of X, B = 0
 
-They are the eigenvectors of ``X^T X`` with the largest eigenvalues, summed over the batches. Each layer keeps its rank (rho = 1 in PEFT).
+They are the eigenvectors of ``X^T X`` with the largest eigenvalues, over all batches. Each layer keeps its rank (rho = 1 in PEFT).
 
 Paischer et al. 2024, "One Initialization to Rule them All: Fine-tuning via Explained Variance Adaptation", https://arxiv.org/abs/2410.07170
 """
@@ -39,38 +39,38 @@ def initialise_eva(backbone: nn.Module, insertions: Mapping[str, Insertion], bat
             if update.lora_B.any():
                 msg = f"The LoRA at {address} is trained already, or has another initialisation. Call initialize_eva before training."
                 raise ConfigError(msg)
-    found = _second_moments(backbone, insertions, batches)
+    found = _scatters(backbone, insertions, batches)
     starts: list[tuple[LowRankUpdate, Tensor]] = []
     for address, updates in members.items():
-        moment, count = found.get(address, (None, 0))
+        scatter, count = found.get(address, (None, 0))
         for update in updates:
             assert isinstance(update, LowRankUpdate)
             rank = len(update.lora_A)
-            if moment is None or count < rank or rank > len(moment):
+            if scatter is None or count < rank or rank > len(scatter):
                 msg = (
                     f"{address} received {count} tokens in these batches, and EVA needs at least as many as the rank, {rank}, which must not "
                     "exceed the layer's inputs. Pass more batches, or leave the layer out."
                 )
                 raise ConfigError(msg)
-            starts.append((update, torch.linalg.eigh(moment)[1][:, -rank:].flip(1).T))
+            starts.append((update, torch.linalg.eigh(scatter)[1][:, -rank:].flip(1).T))
     for update, start in starts:
         update.lora_A.copy_(start)
 
 
-def _second_moments(
+def _scatters(
     backbone: nn.Module, insertions: Mapping[str, Insertion], batches: Iterable[Any]
 ) -> dict[str, tuple[Tensor, int]]:
     """Return ``X^T X``, ``(n_in, n_in)``, and the number of tokens for each layer that is called."""
-    moments: dict[str, tuple[Tensor, int]] = {}
+    sums: dict[str, tuple[Tensor, Tensor, int]] = {}  # of the squares, of the inputs, and their number
     mask: Tensor | None = None
 
     def watch(address: str) -> Any:
         def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
             x = first_input(args, kwargs).detach()
             x = x[mask.to(x.device)] if mask is not None and mask.shape == x.shape[:-1] else x.flatten(0, -2)
-            x = x.to(torch.promote_types(x.dtype, torch.float32))
-            total, count = moments.get(address, (0, 0))
-            moments[address] = (total + x.T @ x, count + len(x))
+            x = x.double()  # the mean is taken away at the end
+            squares, total, count = sums.get(address, (0, 0, 0))
+            sums[address] = (squares + x.T @ x, total + x.sum(0), count + len(x))
 
         return hook
 
@@ -88,7 +88,10 @@ def _second_moments(
                 backbone(**batch)
             else:
                 backbone(*batch) if isinstance(batch, (tuple, list)) else backbone(batch)
-    return moments
+    return {
+        address: (squares - torch.outer(total, total) / max(count, 1), count)
+        for address, (squares, total, count) in sums.items()
+    }
 
 
 def _train_again(modules: Iterable[nn.Module]) -> None:

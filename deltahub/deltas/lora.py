@@ -260,6 +260,8 @@ class LoraModel(DeltaBase):
         for pattern in (*config.rank_pattern, *config.alpha_pattern):
             if not any(pattern == name or Address(pattern).matches(name) for name in names):
                 raise NoMatchError(pattern, closest(pattern, names), "It is in rank_pattern or alpha_pattern.")
+        if config.share_experts and not any(target.parameter for target in targets):
+            raise ConfigError("share_experts is for stacks of experts, and the delta is on none. Leave it out.")
         attentions = {t.name for t in targets if isinstance(t.module, nn.MultiheadAttention) and not t.parameter}
         layers = [target for target in targets if target.name not in attentions and not target.parameter]
         if config.init_lora_weights != DEFAULT and len(layers) < len(targets):

@@ -41,7 +41,7 @@ def check_name(modules: Mapping[str, nn.Module], name: str) -> None:
     if name in names_on(modules):
         msg = f"A delta called {name!r} is on this backbone already; choose another name."
         raise ConfigError(msg)
-    if not name.isidentifier():
+    if not isinstance(name, str) or not name.isidentifier():
         msg = f"{name!r} cannot be the name of a delta: use letters, digits and '_', not starting with a digit."
         raise ConfigError(msg)
 

@@ -140,7 +140,7 @@ def freeze(
     backbone: nn.Module,
     entry: Entry,
     module: nn.Module | None,
-    exclude: Sequence[str] | None,
+    exclude: Sequence[str] | str | None,
     set_state_dict: bool,
 ) -> None:
     """Freeze everything except the named parameters: see `DeltaBase.freeze_module`.
@@ -156,6 +156,8 @@ def freeze(
     ledger = ledger_holding(backbone, entry)  # raises if the delta was removed
     refuse_merged(backbone)
     refuse_routed(backbone)
+    if isinstance(exclude, str):
+        exclude = [exclude]
     names = tuple((entry.config.unfrozen_modules if exclude is None else exclude) or ())
     if not entry.attached and any(name != CHILD for name in names):
         msg = f"{entry.name!r} is detached, so what is trained of the backbone would not be its own. attach() it first."

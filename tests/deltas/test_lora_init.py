@@ -128,6 +128,9 @@ def test_true_is_the_default_as_in_peft():
         ({"init_lora_weights": "pisa"}, ConfigError, "is unknown; expected True, 'gaussian'"),
         ({"init_lora_weights": False}, ConfigError, "init_lora_weights must be"),
         ({"init_lora_weights": "eva"}, ConfigError, "initialize_eva"),
+        ({"share_experts": True}, ConfigError, "share_experts is for stacks of experts"),
+        ({"name": 3}, ConfigError, "3 cannot be the name of a delta"),
+        ({"backbone_model": None}, ConfigError, "must be a torch.nn.Module, got None"),
         ({"init_lora_weights": "loftq"}, ConfigError, "needs the weights before they were quantised"),
         ({"init_lora_weights": "lora_ga"}, ConfigError, "needs the gradients"),
         ({"init_lora_weights": "pissa", "use_dora": True}, ConfigError, "A DoRA cannot start"),
@@ -138,7 +141,7 @@ def test_true_is_the_default_as_in_peft():
 )
 def test_a_start_that_cannot_be_is_refused(options, error, why):
     with pytest.raises(error, match=why):
-        LoraModel(llama(), **options)
+        LoraModel(**{"backbone_model": llama(), **options})
 
 
 class Wide(nn.Module):
@@ -156,7 +159,7 @@ def test_eva_starts_in_the_directions_in_which_the_inputs_vary():
     model = Wide()
     delta = LoraModel(model, lora_r=2, modified_modules=["layer"])
     basis = torch.linalg.qr(torch.randn(6, 2))[0]
-    x = torch.randn(3, 5, 2) * torch.tensor([9.0, 1.0]) @ basis.T
+    x = torch.randn(3, 5, 2) * torch.tensor([9.0, 1.0]) @ basis.T + 50  # a mean is no variation
     padded = torch.cat([x, 1e3 * torch.randn(3, 1, 6)], dim=1)
     mask = torch.tensor([[1] * 5 + [0]] * 3)
     delta.initialize_eva([{"x": padded, "attention_mask": mask}, (x,), x])

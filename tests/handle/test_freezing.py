@@ -62,6 +62,10 @@ def test_the_default_is_the_deltas_alone():
     assert all(is_delta_name(name) for name in trainable(backbone))
 
     backbone = bert()
+    LoraModel(backbone).freeze_module(exclude="deltas")
+    assert all(is_delta_name(name) for name in trainable(backbone))
+
+    backbone = bert()
     LoraModel(backbone, unfrozen_modules=["deltas", "pooler"]).freeze_module()
     assert "bert.pooler.dense.weight" in trainable(backbone)
 
