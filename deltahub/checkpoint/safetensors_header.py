@@ -36,7 +36,7 @@ _BITS: Final = {  # bits per value
 }
 _USABLE: Final = _BITS.keys() - {"F4", "F6_E2M3", "F6_E3M2", "U16", "U32", "U64", *_F8}  # torch cannot add U16
 _PRUNED: Final = re.compile(
-    r".*\.lora_[ABE]"
+    r"(?!.*\.deltas\.).*\.lora_[ABE]"
 )  # AdaLoRA's tensors in PEFT, which may have lost every direction of a module
 
 

@@ -84,8 +84,8 @@ class DeltaBase(PolicyMixin, Method):
         dtype: torch.dtype | None = None,
     ) -> None:
         refuse_unsupported(backend)
-        if not isinstance(backbone_model, nn.Module):
-            msg = f"backbone_model must be a torch.nn.Module, got {backbone_model!r:.80}."
+        if not isinstance(given := cast("Any", backbone_model), nn.Module):
+            msg = f"backbone_model must be a torch.nn.Module, got {given!r:.80}."
             raise ConfigError(msg)
         modules = modules_by_name(backbone_model)
         refuse_closed(modules)

@@ -237,7 +237,9 @@ def _set_trainable(modules: Mapping[str, nn.Module], entry: Entry) -> None:
         if any(e.attached and e is not entry for e in ledger.entries.values())
     ]
     if any(ledger.selected for ledger in others):
-        trained = {name for name, p in own_parameters(modules) if p.requires_grad and name not in entry.replaced}
+        # A head of which another delta has a value too goes on training: it is that one's again when this one is off.
+        own = entry.replaced.keys() - {name for name, record in overrides(modules) if len(record.values) > 1}
+        trained = {name for name, p in own_parameters(modules) if p.requires_grad and name not in own}
         for insertion in entry.insertions.values():
             insertion.requires_grad_(False)
         LOGGER.info(

@@ -71,7 +71,7 @@ class PolicyMixin(SaveLoadMixin):
                 of the backbone; to send to a server that holds the bare backbone.
 
         Raises:
-            ConfigError: the format is unknown or cannot hold the delta, or for ``"merged"`` another delta acts.
+            ConfigError: the format is unknown or cannot hold the delta or its strength, or for ``"merged"`` another delta acts.
             MergeError: ``"merged"``, and the delta cannot be merged, or is merged already.
             TargetError: the delta was removed, or a module that holds it was replaced.
         """
@@ -81,6 +81,9 @@ class PolicyMixin(SaveLoadMixin):
             return iter(merged_tensors(self.backbone_model, self._entry).items())
         tensors = {name: full_tensor(tensor) for name, tensor in self.state_dict().items()}
         if format == "peft":
+            if self.config.strength != 1:
+                msg = f"The names of PEFT carry no strength, and {self.name!r} has {self.config.strength:g}. Set it to 1 with scale(1.0), or use export."
+                raise ConfigError(msg)
             tensors = _of_peft(self.backbone_model, self._entry, tensors)
         elif format != "deltahub":
             msg = f"{format!r} is not a format of named tensors; expected 'deltahub', 'peft' or 'merged'."

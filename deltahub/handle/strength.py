@@ -7,7 +7,6 @@ A LoRA multiplies its own scale, which costs nothing; other methods compute the 
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from deltahub.engine.insertion import Insertion
 from deltahub.engine.ledger import Entry, ledger_holding
 from deltahub.errors import ConfigError, MergeError
 
+_LARGEST: Final = 1e6  # more only overflows
 _LOCK: Final = threading.Lock()
 _HELD: Final[WeakSet[Insertion]] = WeakSet()  # the first insertion of each delta with a `scaled` block open
 
@@ -77,8 +77,8 @@ def refuse_block(entry: Entry) -> None:
 def _checked(backbone: nn.Module, entry: Entry, strength: float) -> float:
     ledger_holding(backbone, entry)
     refuse_merged(backbone)
-    if isinstance(strength, bool) or not isinstance(strength, (int, float)) or not math.isfinite(strength):
-        msg = f"The strength of a delta is a finite number, such as 0.7, got {strength!r}."
+    if isinstance(strength, bool) or not isinstance(strength, (int, float)) or not abs(strength) <= _LARGEST:
+        msg = f"The strength of a delta is a number of at most {_LARGEST:g}, such as 0.7, got {strength!r}."
         raise ConfigError(msg)
     return float(strength)
 

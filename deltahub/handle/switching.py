@@ -77,6 +77,7 @@ def detach(backbone: nn.Module, entry: Entry, module: nn.Module | None, reset_st
     """
     ledger = ledger_holding(backbone, entry)
     _switch(backbone, entry, False, module)
+    _stay_off(backbone, entry, module)
     if reset_state_dict and not any(other.attached for other in entries_of(backbone)):
         ledger.only_trainable = False
 
@@ -132,6 +133,15 @@ def off(backbone: nn.Module, entry: Entry) -> Iterator[None]:
             if not state.blocks:
                 del _OFF[key]
                 _turn_back(backbone, entry, state)
+
+
+def _stay_off(backbone: nn.Module, entry: Entry, module: nn.Module | None) -> None:
+    """Note what was detached inside a block, and is not to come back after it."""
+    with _LOCK:
+        if (state := _OFF.get(id(entry))) is not None:
+            prefix = prefix_of(backbone, module)
+            state.active = [address for address in state.active if not f"{address}.".startswith(prefix)]
+            state.attached = state.attached and module is not None
 
 
 def _turn_back(backbone: nn.Module, entry: Entry, state: _Off) -> None:

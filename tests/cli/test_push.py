@@ -90,7 +90,7 @@ def test_a_second_folder_that_is_not_there_is_an_error_and_not_a_name(run, run_j
 
 def test_of_many_folders_none_is_published_if_one_is_mistyped(run, run_json, runs):
     done = run("push", *folders(runs), runs / "fourth")
-    assert done.exit_code == 1
+    assert done.exit_code == 3
     assert f"There is no folder {runs / 'fourth'}" in done.stderr
     assert run_json("list") == []
 

@@ -10,8 +10,8 @@ from tests.deltas.test_contract import OPTIONS
 
 TYPES = sorted(delta_classes())
 VARIANTS = {"dora": {"delta_type": "lora", "lora_r": 2, "use_dora": True}}
-LONGER = {"soft_prompt"}  # types that change the length of a sequence
-ROUTED = sorted({*TYPES, *VARIANTS} - LONGER)
+NOT_ROUTED = {"reft", "soft_prompt"}  # types that ask where tokens are, or change the length of a sequence
+ROUTED = sorted({*TYPES, *VARIANTS} - NOT_ROUTED)
 
 
 def put_on(backbone, kind, name, seed=0, train=("deltas",), **options):
@@ -20,6 +20,10 @@ def put_on(backbone, kind, name, seed=0, train=("deltas",), **options):
     delta = AutoDeltaModel.from_config({**document, **options}, backbone, name=name)
     delta.freeze_module(exclude=[*train, *(f"deltas.{other}" for other in deltas_of(backbone))])
     stir(delta, seed)
+    draw = torch.Generator().manual_seed(seed)
+    for insertion in delta.insertions.values() if kind == "fusion" else ():  # its members, which do not train
+        for buffer in insertion.buffers():
+            buffer.add_(torch.randn(buffer.shape, generator=draw) * 0.3)
     return delta
 
 

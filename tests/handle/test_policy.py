@@ -1,7 +1,7 @@
 """A backbone as a policy: its delta off for a block, its reference, and its tensors by the names of others."""
 
-import copy
 import threading
+from functools import partial
 
 import pytest
 import torch
@@ -49,6 +49,33 @@ def test_a_delta_that_was_off_stays_off_after_a_block(policy, module):
         assert not any("deltas.rl" in name for name, _ in backbone.named_parameters())
     assert torch.equal(expected, logits_of(backbone))
     assert delta.attached is module
+
+
+@pytest.mark.parametrize("module", [False, True], ids=["whole", "in one block"])
+def test_a_delta_that_is_detached_in_a_block_stays_detached(policy, module):
+    backbone, _, delta = policy
+    stir(delta)
+    block = backbone.bert.encoder.layer[0] if module else None
+    with delta.off():
+        delta.detach(block)
+    found = logits_of(backbone)
+
+    delta.attach()
+    delta.detach(block)
+    assert torch.equal(logits_of(backbone), found)
+
+
+def test_a_reference_is_refused_while_its_policy_is_merged(policy):
+    _, first, delta = policy
+    stir(delta)
+    first.detach()
+    reference = delta.reference()
+    expected = logits_of(reference)
+    delta.merge()
+    with pytest.raises(MergeError):
+        logits_of(reference)
+    delta.unmerge()
+    assert torch.equal(expected, logits_of(reference))
 
 
 def test_blocks_of_threads_overlap(policy):
@@ -140,7 +167,9 @@ def test_a_reference_whose_tensors_train_is_refused_when_made_and_later():
 
 def test_a_reference_is_refused_after_a_trainer_has_replaced_the_forward(policy):
     backbone, _, delta = policy
-    backbone.forward = copy.copy(backbone.forward)
+    backbone.forward = backbone.forward  # a trainer that is done leaves it
+    assert delta.reference().bert is not backbone.bert
+    backbone.forward = partial(backbone.forward)
 
     with pytest.raises(ConfigError, match="The forward of the backbone has been replaced"):
         delta.reference()

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 import torch
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 
 from deltahub.checkpoint.checkpoint import Checkpoint
 from deltahub.checkpoint.manifest import DELTA_PART
+from deltahub.checkpoint.strength import without_strength
 from deltahub.engine.site import is_delta_name
 from deltahub.errors import AddressError, ConfigError
 from deltahub.formats.backbone import Backbone
@@ -100,6 +102,7 @@ def exported(checkpoint: Checkpoint, backbone: Backbone) -> Exported:
         ConfigError: there is none, or the backbone is needed.
         CheckpointError: the delta's tensors are not those that its config announces.
     """
+    checkpoint = replace(checkpoint, document=without_strength(checkpoint.document))
     kind = checkpoint.document["delta_type"]
     makers = {
         "adalora": adalora.write,
