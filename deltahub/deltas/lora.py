@@ -30,7 +30,7 @@ from deltahub.deltas.eva import initialise_eva
 from deltahub.deltas.lora_attention import attention_fault, attention_update, with_projections
 from deltahub.deltas.lora_init import DEFAULT, AnchoredUpdate, check_initialisation, initialise, is_anchored, plain_form
 from deltahub.deltas.lora_layers import DecomposedUpdate, LowRankKernel, LowRankRows, LowRankUpdate
-from deltahub.deltas.lora_parameters import parameter_insertions, with_matrices
+from deltahub.deltas.lora_parameters import parameter_insertions, read_by_parent, with_matrices
 from deltahub.deltas.slots import LoraSlots
 from deltahub.engine.bypassed import parameter_fault
 from deltahub.engine.insertion import Insertion
@@ -246,6 +246,11 @@ class LoraModel(DeltaBase):
                 msg = f"{target.address} ({type(module).__name__}) cannot hold a LoRA: {fault}. Leave it out."
                 raise TargetError(msg)
         return chosen
+
+    @classmethod
+    def read_by_parent(cls, backbone: nn.Module, target: Target) -> Target | None:
+        """Return the weight of a layer that is never called as a parameter of the module that reads it; None if that cannot be done."""
+        return read_by_parent(backbone, target)
 
     @classmethod
     def new_insertions(

@@ -11,17 +11,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from operator import attrgetter
 from typing import Any, Final, cast
 
 import torch
 from torch import Tensor, nn
 
 from deltahub.deltas.lora_layers import LowRankUpdate
+from deltahub.engine.bypassed import reader_of
 from deltahub.engine.insertion import Insertion
+from deltahub.engine.layers import linear_fault
 from deltahub.engine.low_rank_sum import LowRankSum
+from deltahub.engine.modules import module_at
 from deltahub.engine.structure.experts import is_router, is_turned_stack, stacked_parameters
 from deltahub.engine.structure.layouts import Part
 from deltahub.engine.structure.targets import Target
+from deltahub.engine.substitution import viewed
 from deltahub.errors import ConfigError, TargetError
 
 # The implementations of experts in transformers whose products work with a sum that is not computed.
@@ -85,10 +90,10 @@ class ParameterUpdate(LowRankUpdate):
 
 
 class ParameterUpdates(Insertion):
-    """An insertion that holds the updates of some parameters of one module.
+    """An insertion that holds the updates of some parameters that one module reads: its own, or the weights of layers that it does not call.
 
     Args:
-        updates: those of each parameter, by its name.
+        updates: those of each parameter, by its name in the module, such as ``"down_proj"`` or ``"dt_proj.weight"``.
     """
 
     def __init__(self, updates: Mapping[str, Sequence[ParameterUpdate]]) -> None:
@@ -96,11 +101,11 @@ class ParameterUpdates(Insertion):
         self.names = tuple(updates)
         for key, several in updates.items():
             parts = {update.part.label: update for update in several if update.part is not None}
-            self.add_module(key, nn.ModuleDict(parts) if parts else several[0])
+            self.add_module(_label(key), nn.ModuleDict(parts) if parts else several[0])
 
     def updates_of(self, key: str) -> list[ParameterUpdate]:
         """Return the updates of a parameter: one, or one for each part."""
-        child = self._modules[key]
+        child = self._modules[_label(key)]
         return [child] if isinstance(child, ParameterUpdate) else [*cast("Any", child).values()]
 
     def check_strength(self, strength: float) -> None:
@@ -116,24 +121,45 @@ class ParameterUpdates(Insertion):
         """Return the parameters with their updates; computed sums where a kernel reads the memory of the parameters."""
         sums: dict[str, Any] = {}
         for key in self.names:
-            value = values[key] if key in values else getattr(target, key)
-            for update in self.updates_of(key):
-                value = update.summed(value)
-            sums[key] = value
+            layer, _, leaf = key.rpartition(".")
+            if layer:  # one that the target does not call
+                held = {**values, **sums}.get(layer, target._modules[layer])
+                sums[layer] = viewed(held, {leaf: self._summed(key, getattr(held, leaf)).dense()})
+            else:
+                sums[key] = self._summed(key, values[key] if key in values else getattr(target, key))
         if getattr(getattr(target, "config", None), "_experts_implementation", None) in _LAZY:
             return sums
-        return {key: value.dense() for key, value in sums.items()}
+        return {key: value.dense() if isinstance(value, LowRankSum) else value for key, value in sums.items()}
+
+    def _summed(self, key: str, value: Any) -> LowRankSum:
+        for update in self.updates_of(key):
+            value = update.summed(value)
+        summed: LowRankSum = value
+        return summed
 
     def merged(self, target: nn.Module) -> Mapping[str, Tensor]:
         """Return the parameters with their updates, in float32 or wider."""
         values: dict[str, Tensor] = {}
         for key in self.names:
-            value: Tensor = getattr(target, key)
+            value: Tensor = attrgetter(key)(target)
             value = value.to(torch.promote_types(value.dtype, torch.float32))
             for update in self.updates_of(key):
                 value = update.summed(value).dense()
             values[key] = value
         return values
+
+
+def _label(key: str) -> str:
+    """Return the name that the update of a parameter has in a delta: the parameter's, or that of the layer with the weight."""
+    return key.removesuffix(".weight")
+
+
+def read_by_parent(backbone: nn.Module, target: Target) -> Target | None:
+    """Return the weight of a layer that is never called as a parameter of the module that reads it; None if that cannot be done."""
+    parent = reader_of(backbone, target.name)
+    if not parent or target.parts or not isinstance(target.module, nn.Linear) or linear_fault(target.module):
+        return None
+    return Target(parent, module_at(backbone, parent), parameter=f"{target.name.rpartition('.')[2]}.weight")
 
 
 def with_matrices(target: Target) -> list[Target]:
@@ -169,7 +195,7 @@ def parameter_insertions(
         if target.name in others:
             msg = f"{target.name} is addressed as a layer and by its parameter {target.parameter}. Name one of them."
             raise TargetError(msg)
-        parameter = cast("Tensor", target.module._parameters[target.parameter])
+        parameter: Tensor = attrgetter(target.parameter)(target.module)
         turned = is_turned_stack(target.module, target.parameter)
         rank, scale = config.sizes(target.address)
         updates.setdefault(target.name, {})[target.parameter] = [

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import Any, ClassVar, cast
@@ -26,7 +26,7 @@ from deltahub.engine.shapes import output_widths
 from deltahub.engine.site import check_target
 from deltahub.engine.structure.blocks import outside_blocks
 from deltahub.engine.structure.names import StructureMap
-from deltahub.engine.structure.targets import Target, find_targets, targets_in, without_excluded
+from deltahub.engine.structure.targets import Target, targets_in, without_excluded
 from deltahub.engine.weights import FusedInsertion, SomeRows
 from deltahub.errors import ConfigError, TargetError
 from deltahub.log import LOGGER
@@ -71,6 +71,15 @@ class Method:
             TargetError: a module cannot hold this delta.
         """
         return addressed(cls, backbone, config)
+
+    @classmethod
+    def read_by_parent(cls, backbone: nn.Module, target: Target) -> Target | None:
+        """Return where the method acts on the weight of a layer that is never called, but read; None if it cannot.
+
+        Args:
+            target: the layer.
+        """
+        return None
 
     @classmethod
     def new_insertions(
@@ -185,14 +194,15 @@ def build(
     insertions = dict(method.new_insertions(backbone, config, targets, like))
     if not (silent := _silent(backbone, insertions)):
         return _with_strength(insertions, config.strength)
-    _check_named(method, backbone, config, silent, [target.name for target in targets])
-    LOGGER.log(
-        logging.INFO if empty else logging.WARNING,
-        "Left out, as they are never called (their parents read their weights themselves): %s",
-        ", ".join(silent),
-    )
-    called_targets = [target for target in targets if target.name not in silent]
-    insertions = dict(method.new_insertions(backbone, config, called_targets, like))
+    read = _read_by_parents(method, backbone, config, silent, targets)
+    targets = [read.get(target.name, target) for target in targets if target.name not in silent or target.name in read]
+    if unread := [address for address in silent if address not in read]:
+        LOGGER.log(
+            logging.INFO if empty else logging.WARNING,
+            "Left out, as they are never called (their parents read their weights themselves): %s",
+            ", ".join(unread),
+        )
+    insertions = dict(method.new_insertions(backbone, config, targets, like))
     return _with_strength(insertions, config.strength)
 
 
@@ -208,37 +218,48 @@ def _silent(backbone: nn.Module, insertions: Mapping[str, Insertion]) -> list[st
     return [
         address
         for address, insertion in insertions.items()
-        if (acts_in(insertion, "before") or acts_in(insertion, "after")) and is_bypassed(backbone, address)
+        if any(acts_in(insertion, how) for how in ("before", "after", "substitute")) and is_bypassed(backbone, address)
     ]
 
 
-def _check_named(
-    method: type[Method], backbone: nn.Module, config: DeltaConfig, silent: Sequence[str], every: Collection[str]
-) -> None:
-    """Refuse modules that are never called if the user addressed them, and not a default or an enclosing module.
+def _read_by_parents(
+    method: type[Method], backbone: nn.Module, config: DeltaConfig, silent: Sequence[str], targets: Sequence[Target]
+) -> dict[str, Target]:
+    """Return, for modules that are never called and that the user addressed, where the method acts on their weights instead.
 
-    They are also refused if no other module is left, or if modules belong together in pairs.
+    A default or an enclosing module does not address them, unless no other module is left, or modules belong together in pairs.
+
+    Raises:
+        TargetError: it cannot act on the weight of such a module.
     """
     explicit_patterns = [
         pattern
         for pattern in config.modified_modules or ()
         if pattern not in (*method.default_modified_modules, ALL_LINEAR)
     ]
+    structure, common = StructureMap.of(backbone), config.common_structure
     named = (
-        {target.name for target in find_targets(backbone, explicit_patterns, (), config.common_structure)}
+        {found.name for found in targets_in(structure, explicit_patterns, (), common, with_parameters=True)}
         if explicit_patterns
         else set()
     )
-    if method.addresses_each > 1 or len(silent) == len(every):
+    if method.addresses_each > 1 or len(silent) == len({target.name for target in targets}):
         named.update(silent)
-    for address in silent:
-        if address in named:
+    read: dict[str, Target] = {}
+    for target in targets:
+        address = target.name
+        if address not in silent or address not in named:
+            continue
+        if (elsewhere := method.read_by_parent(backbone, target)) is not None:
+            read[address] = elsewhere
+        else:
             parent = type(module_at(backbone, address.rpartition(".")[0])).__name__
             msg = (
                 f"{address} is never called: {parent} reads its weight itself, so a delta there would never act. "
                 f"Leave it out (exclude_modules=[{address!r}])."
             )
             raise TargetError(msg)
+    return read
 
 
 def addressed(method: type[Method], backbone: nn.Module, config: DeltaConfig) -> list[Target]:

@@ -15,7 +15,7 @@ from deltahub.engine.layer_uses import MULTIPLIED, READ, USED, foreign_uses, nam
 from deltahub.engine.layers import reading_fault
 from deltahub.engine.modules import module_at, own_modules
 from deltahub.engine.site import CHILD, site_of
-from deltahub.engine.substitution import replacement_fault
+from deltahub.engine.substitution import is_installed, replacement_fault
 
 _LISTS: Final = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 
@@ -23,13 +23,22 @@ _LISTS: Final = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 def is_bypassed(backbone: nn.Module, address: str) -> bool:
     """Whether code of the backbone reads the tensors of a module, and none calls it."""
     owner, child = _owner(backbone, address)
-    if not child or "forward" in vars(owner):
+    if not child or ("forward" in vars(owner) and not is_installed(owner)):
         return False
     own = own_uses(_kind_of(owner), child)
     if USED in own:
         return False
     foreign = [foreign_uses(kind, child) for kind in _kinds(backbone)]
     return READ in own.union(*foreign) and not any(USED in uses for uses in foreign)
+
+
+def reader_of(backbone: nn.Module, address: str) -> str:
+    """Return the address of the module that reads the weight of a bypassed layer in its own forward; empty if another one does, too."""
+    parent, _, child = address.rpartition(".")
+    owner = module_at(backbone, parent)
+    is_own = READ in own_uses(_kind_of(owner), child) and not replacement_fault(owner)
+    is_foreign = any(READ in foreign_uses(kind, child) for kind in _kinds(backbone))
+    return parent if is_own and not is_foreign else ""
 
 
 def is_multiplied(backbone: nn.Module, address: str) -> bool:

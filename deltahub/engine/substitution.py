@@ -55,6 +55,14 @@ class ModuleView:
         setattr(self._module, name, value)
 
 
+def viewed(module: nn.Module | ModuleView, values: Mapping[str, Any]) -> ModuleView:
+    """Return a module, or a view of one, with stand-ins for some of its parameters."""
+    if isinstance(module, ModuleView):
+        inner, earlier = object.__getattribute__(module, "_module"), object.__getattribute__(module, "_values")
+        return ModuleView(inner, {**earlier, **values})
+    return ModuleView(module, values)
+
+
 class _InheritingView(ModuleView):
     """A view for a forward that calls `super()`, which looks at the class."""
 

@@ -94,7 +94,7 @@ def test_pull_of_an_unknown_version_names_those_that_there_are(run, ckpt, versio
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["push", "{missing}"], 1, "There is no folder"),
+        (["push", "{missing}"], 3, "There is no folder"),
         (["push", "{ckpt}", "me/../x"], 2, "cannot be a name"),
         (["push", "{ckpt}", "me/\N{CYRILLIC SMALL LETTER ES}at"], 2, "U+0441"),
         (["push", "{ckpt}", "me/x", "--tags", "task=a b?"], 2, "cannot be a value of the tag 'task'"),

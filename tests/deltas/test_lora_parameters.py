@@ -283,3 +283,39 @@ def test_the_lora_of_experts_and_parameters_has_a_strength_and_rates_of_its_own(
 def test_the_lora_of_a_parameter_has_the_default_initialisation_alone():
     with pytest.raises(TargetError, match="of parameters that a module reads itself"):
         LoraModel(mixture("Mixtral"), modified_modules=["experts.w1"], init_lora_weights="gaussian")
+
+
+def mamba():
+    torch.manual_seed(0)
+    config = transformers.MambaConfig(vocab_size=8, hidden_size=8, state_size=2, num_hidden_layers=2, expand=2)
+    return transformers.MambaForCausalLM(config).eval()
+
+
+def test_a_lora_acts_on_the_weight_of_a_layer_that_is_never_called(tmp_path):
+    ids, model = torch.tensor([[1, 2, 3]]), mamba()
+    bare = model(ids).logits
+    one = LoraModel(model, modified_modules=["in_proj", "dt_proj"], rank_pattern={"dt_proj": 2})
+    two = LoraModel(model, lora_r=3, modified_modules=["dt_proj.weight"])
+    one.freeze_module(), stir(one), stir(two, 5)
+    with one.off():
+        expected = model(ids).logits
+    delta = {name: p.detach() for name, p in two.named_parameters()}
+    for number, layer in enumerate(mixers := mamba().backbone.layers):
+        down, up = (delta[f"backbone.layers.{number}.mixer.deltas.dt_proj.lora_{side}"] for side in "AB")
+        layer.mixer.dt_proj.weight.data += two.config.scale * up @ down
+    by_hand = mamba()
+    by_hand.backbone.layers = mixers
+
+    torch.testing.assert_close(by_hand(ids).logits, expected)
+    two.remove()
+    one.save_finetuned(tmp_path)
+    again = mamba()
+    loaded = AutoDeltaModel.from_finetuned(tmp_path, again)
+    assert torch.equal(model(ids).logits, again(ids).logits)
+    assert not torch.allclose(bare, again(ids).logits, atol=1e-3)
+    loaded.merge()
+    torch.testing.assert_close(model(ids).logits, again(ids).logits)
+    loaded.unmerge(), loaded.detach()
+    assert torch.equal(bare, again(ids).logits)
+    with pytest.raises(ConfigError, match="a LoRA of PEFT would not act there"):
+        one.export(tmp_path / "peft")

@@ -83,9 +83,14 @@ def mamba():
 
 
 @pytest.mark.parametrize(
-    ("make", "name"), [(Reading, "read"), (Reading, "forwarded"), (mamba, "backbone.layers.0.mixer.dt_proj")]
+    ("make", "name", "model"),
+    [
+        (Reading, "read", LoraModel),
+        (Reading, "forwarded", LoraModel),
+        (Reading, "read", AdapterModel),
+        (mamba, "backbone.layers.0.mixer.dt_proj", AdapterModel),
+    ],
 )
-@pytest.mark.parametrize("model", [LoraModel, AdapterModel])
 def test_a_layer_that_its_parent_only_reads_is_refused_by_name(make, name, model):
     backbone = make()
     with pytest.raises(TargetError, match=rf"{name} is never called"):

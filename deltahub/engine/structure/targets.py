@@ -28,7 +28,8 @@ class Target:
         module: the module.
         parts: the matched parts; empty for the whole module.
         stands_in: whether it is a mixture of experts, addressed as one of the layers for which it has no modules.
-        parameter: the module's name for the parameter that the address means; empty for the module.
+        parameter: the module's name for the parameter that the address means, such as ``"down_proj"``, or ``"dt_proj.weight"`` of a layer
+            that the module does not call; empty for the module.
     """
 
     name: str
@@ -39,8 +40,9 @@ class Target:
 
     @property
     def address(self) -> str:
-        """The real name of the module, or of the parameter."""
-        return ".".join(filter(None, (self.name, self.parameter)))
+        """The real name of the module, of the parameter, or of the layer in the module whose weight is meant."""
+        parameter = self.parameter.removesuffix(".weight")
+        return ".".join(filter(None, (self.name, parameter)))
 
 
 def find_targets(

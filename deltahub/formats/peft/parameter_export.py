@@ -47,13 +47,20 @@ class Stack:
 
 
 def by_parameter(shares: Shares, backbone: Backbone) -> dict[str, dict[str, Tensor]]:
-    """Return a delta's tensors by module, those on a parameter by the name of the parameter."""
+    """Return a delta's tensors by module, those on a parameter by the name of the parameter.
+
+    Raises:
+        ConfigError: a LoRA acts on the weight of a layer that is never called, where PEFT's would not act.
+    """
     found: dict[str, dict[str, Tensor]] = {}
     for module, leaves in shares.items():
         for leaf, tensor in leaves.items():
             key, dot, rest = leaf.partition(".")
             name = f"{module}.{key}".lstrip(".")
             on_parameter = dot and name in backbone.shapes
+            if dot and f"{name}.weight" in backbone.shapes and rest.startswith("lora_"):
+                msg = f"{name} is never called: its parent reads its weight, so that a LoRA of PEFT would not act there. Keep the delta as it is, or merge it."
+                raise ConfigError(msg)
             found.setdefault(name if on_parameter else module, {})[rest if on_parameter else leaf] = tensor
     return found
 
