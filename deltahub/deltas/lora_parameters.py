@@ -123,7 +123,7 @@ class ParameterUpdates(Insertion):
         for key in self.names:
             layer, _, leaf = key.rpartition(".")
             if layer:  # one that the target does not call
-                held = {**values, **sums}.get(layer, target._modules[layer])
+                held: Any = {**values, **sums}.get(layer, target._modules[layer])
                 sums[layer] = viewed(held, {leaf: self._summed(key, getattr(held, leaf)).dense()})
             else:
                 sums[key] = self._summed(key, values[key] if key in values else getattr(target, key))

@@ -67,7 +67,7 @@ def test_options_that_do_not_go_together_are_wrong_usage(run, backbone, argument
 
 def test_the_name_of_a_delta_is_distinguished_from_a_folder(run):
     done = run("inspect", "acme/ner")
-    assert done.exit_code == 1
+    assert done.exit_code == 3
     assert (
         "There is no folder acme/ner. A delta that is not in a folder of yours is shown by: deltahub show"
         in done.stderr
