@@ -258,15 +258,7 @@ class SaveLoadMixin:
         self.check_places()
         probe_bytes = None if probe is None else Probe.take(self.backbone_model, self._entry, probe).to_bytes()
         warn_of_uncalled(self.backbone_model, self._entry)
-        own = self.state_dict()
-        tensors = _gathered(own if state_dict is None else state_dict)
-        if state_dict is not None:
-            _require_whole(own, state_dict)
-        _check_savable(tensors)
-        if dtype is not None:
-            tensors = _as_dtype(tensors, dtype)
-        _warn_if_whole(self.backbone_model, tensors)
-        _warn_if_untrained(self.config.delta_type, tensors)
+        tensors = self._tensors_to_save(state_dict, dtype)
         if not save_config:
             if checkpoint.is_checkpoint(folder):
                 msg = f"{folder} holds a delta, whose config vouches for its tensors. Save tensors alone to another folder."
@@ -293,12 +285,29 @@ class SaveLoadMixin:
             if delay_push:
                 print(f"deltahub push {shlex.quote(str(folder))}")  # noqa: T201  (OpenDelta prints the command to run later)
             elif push_to_dc:
-                from deltahub.hub.hub import Hub
-
-                pushed = Hub.open().push(folder)
-                LOGGER.info("Pushed %s", pushed.reference)
+                _push(folder)
 
         done_once(self.backbone_model, write)
+
+    def _tensors_to_save(self, state_dict: Mapping[str, Tensor] | None, dtype: torch.dtype | None) -> dict[str, Tensor]:
+        """Gather and check the tensors of a delta: see `save_finetuned`."""
+        own = self.state_dict()
+        tensors = _gathered(own if state_dict is None else state_dict)
+        if state_dict is not None:
+            _require_whole(own, state_dict)
+        _check_savable(tensors)
+        if dtype is not None:
+            tensors = _as_dtype(tensors, dtype)
+        _warn_if_whole(self.backbone_model, tensors)
+        _warn_if_untrained(self.config.delta_type, tensors)
+        return tensors
+
+
+def _push(folder: Path) -> None:
+    from deltahub.hub.hub import Hub
+
+    pushed = Hub.open().push(folder)
+    LOGGER.info("Pushed %s", pushed.reference)
 
 
 def _gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

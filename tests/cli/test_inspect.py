@@ -99,9 +99,9 @@ def start(backbone):
         command = [sys.executable, "-c", script, "inspect", str(backbone), "--web", *arguments]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         started.append(process)
-        building, line = process.stderr.readline(), process.stderr.readline()
-        assert building.startswith("Building the modules of ")
-        return process, re.search(r"http://\S+", line).group()
+        assert process.stderr.readline().startswith("Building the modules of ")
+        lines = iter(process.stderr.readline, "")  # libraries that are imported may warn in between
+        return process, next(filter(None, (re.search(r"http://\S+", line) for line in lines))).group()
 
     yield begin
     for process in started:

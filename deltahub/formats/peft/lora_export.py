@@ -73,18 +73,7 @@ def lora(document: Mapping[str, Any], shares: Mapping[str, dict[str, Tensor]], b
             if extra
             else (down, up)
         )
-        if len(kernel := backbone.shapes.get(f"{module}.weight", ())) > 2:  # a convolution; B is one of single points
-            _refuse_patches(module, backbone)
-            down, up = down.view(-1, *kernel[1:]), up.view(*up.shape, *[1] * (len(kernel) - 2))
-        elif backbone.is_embedding(module, down.shape[1], up.shape[0]):
-            _refuse_unscaled(document, module, backbone)
-            tensors |= {f"{module}.lora_embedding_A": down, f"{module}.lora_embedding_B": up}
-            continue
-        tensors |= {f"{module}.lora_A.weight": down, f"{module}.lora_B.weight": up}
-        if "lora_bias" in leaves:
-            tensors[f"{module}.lora_B.bias"] = leaves["lora_bias"]
-        if use_dora:
-            tensors[f"{module}.lora_magnitude_vector"] = leaves["lora_magnitude_vector"]
+        tensors |= _layer_tensors(module, down, up, leaves, document, backbone)
     widths = {name: 0 if ranks or alphas else file_rank - stack.rank for name, stack in stacks.items()}
     tensors |= parameter_tensors(stacks, widths, backbone)
     if file_rank != rank:  # keep the scale, whatever the new rank
@@ -104,6 +93,33 @@ def lora(document: Mapping[str, Any], shares: Mapping[str, dict[str, Tensor]], b
         "use_rslora": use_rslora,
     }
     return Exported("LORA", options, named(tensors))
+
+
+def _layer_tensors(
+    module: str, down: Tensor, up: Tensor, leaves: Mapping[str, Tensor], document: Mapping[str, Any], backbone: Backbone
+) -> dict[str, Tensor]:
+    """Return the tensors of a LoRA at one layer by PEFT's names.
+
+    Args:
+        down: A, ``(r, n_in)``.
+        up: B, ``(n_out, r)``.
+        leaves: the delta's tensors there.
+
+    Raises:
+        ConfigError: PEFT computes another update there.
+    """
+    if len(kernel := backbone.shapes.get(f"{module}.weight", ())) > 2:  # a convolution; B is one of single points
+        _refuse_patches(module, backbone)
+        down, up = down.view(-1, *kernel[1:]), up.view(*up.shape, *[1] * (len(kernel) - 2))
+    elif backbone.is_embedding(module, down.shape[1], up.shape[0]):
+        _refuse_unscaled(document, module, backbone)
+        return {f"{module}.lora_embedding_A": down, f"{module}.lora_embedding_B": up}
+    tensors = {f"{module}.lora_A.weight": down, f"{module}.lora_B.weight": up}
+    if "lora_bias" in leaves:
+        tensors[f"{module}.lora_B.bias"] = leaves["lora_bias"]
+    if document.get("use_dora"):
+        tensors[f"{module}.lora_magnitude_vector"] = leaves["lora_magnitude_vector"]
+    return tensors
 
 
 def _patterns(
