@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Final
 
 import torch
@@ -116,9 +116,13 @@ def files(saved: Checkpoint, backbone: Backbone) -> dict[str, bytes]:
 
 
 def _common(
-    document: Mapping[str, Any], modules: Iterable[str], trained: Iterable[str], backbone: Backbone
+    document: Mapping[str, Any], modules: Collection[str], trained: Iterable[str], backbone: Backbone
 ) -> dict[str, Any]:
-    """Return the fields that all types have."""
+    """Return the fields that all types have.
+
+    Args:
+        modules: the modules that the delta is on, in order; of a pair both, which may be the same.
+    """
     kind = document["delta_type"]
     below_head = any(name.startswith(_HEAD) for name in (*modules, *trained))
     if kind == "lora" and (lost := [name for name in modules if name.startswith(_HEAD)]):
@@ -127,6 +131,7 @@ def _common(
     unfrozen = list(document.get("unfrozen_modules") or ["deltas"])
     if any(MARK in name for name in unfrozen):  # common names, which mean nothing beside real ones
         unfrozen = ["deltas", *sorted(trained)]
+    addresses = exact_addresses(modules, backbone.modules)
     fields = {
         "backbone_checkpoint_name": (backbone.named or str(document.get("backbone_checkpoint_name", ""))).split("/")[
             -1
@@ -134,9 +139,7 @@ def _common(
         "backbone_class": backbone.class_name,
         "delta_type": kind,
         "exclude_modules": [] if below_head else [_HEAD],
-        "modified_modules": ["root"]
-        if kind == "soft_prompt"
-        else list(exact_addresses(modules, backbone.modules).values()),
+        "modified_modules": ["root"] if kind == "soft_prompt" else [addresses[name] for name in modules],
         "opendelta_version": _VERSION,
     }
     if "transformers_version" in document:
