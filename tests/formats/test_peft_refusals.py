@@ -421,3 +421,15 @@ def test_rotations_of_releases_that_computed_them_otherwise_are_refused(saved, c
     text = json.dumps({key: value for key, value in config.items() if value is not ...})
     (folder / "adapter_config.json").write_text(text)
     refused(folder, ConfigError, "of a release of PEFT that computed its rotations otherwise")
+
+
+def mamba():
+    config = transformers.MambaConfig(vocab_size=8, hidden_size=8, state_size=2, num_hidden_layers=1, expand=2)
+    return transformers.MambaForCausalLM(config).eval()
+
+
+def test_an_adapter_on_a_layer_that_is_never_called_is_refused_where_peft_does_nothing(saved):
+    folder = saved(mamba, LoraConfig(target_modules=["in_proj", "dt_proj"], r=2))
+    backbone = mamba()
+    with untouched(backbone), pytest.raises(ConfigError, match=r"mixer\.dt_proj, which is never called"):
+        AutoDeltaModel.from_finetuned(folder, backbone)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from deltahub.checkpoint.checkpoint import CONVERTED, Checkpoint
 from deltahub.checkpoint.config import check_document
+from deltahub.engine.bypassed import is_bypassed
 from deltahub.engine.filling import refuse_larger
 from deltahub.errors import CheckpointError, ConfigError, DeltaHubError
 from deltahub.files.atomic import sha256_file
@@ -72,6 +73,7 @@ def read(folder: Path, backbone: nn.Module, *, allow_pickle: bool) -> Checkpoint
     if experts and config["peft_type"] != "LORA":
         msg = f"The adapter is a {config['peft_type']} on experts of a mixture (MoE), where DeltaHub knows LoRA only. Load it with PEFT."
         raise ConfigError(msg)
+    _refuse_without_effect(adapter, backbone)
     converted = _converted(kind, adapter, weights)
     if alone and converted.options["delta_type"] != "lora":
         module = min(alone)
@@ -111,6 +113,22 @@ def _converted(kind: AdapterType, adapter: SavedAdapter, weights: Path) -> Conve
         method = adapter.config["peft_type"]
         msg = f"The tensors in {weights} are not those of a {method} on this backbone ({error}). Fetch it again, or load its own backbone."
         raise CheckpointError(msg) from error
+
+
+def _refuse_without_effect(adapter: SavedAdapter, backbone: nn.Module) -> None:
+    """Refuse an adapter on layers that are never called: it has no effect in PEFT, and a LoRA here would act on their weights.
+
+    Raises:
+        ConfigError: there is such a layer.
+    """
+    linear = [name for name in adapter.modules if isinstance(adapter.names.modules.get(name), nn.Linear)]
+    real = [adapter.names.real[name] for name in linear]
+    if module := next((name for name in real if is_bypassed(backbone, name)), None):
+        msg = (
+            f"The adapter is also on {module}, which is never called: its parent reads its weight itself, so in PEFT it has no effect there. "
+            f"Leave {module.rpartition('.')[2]} out of target_modules, and its tensors out of the file."
+        )
+        raise ConfigError(msg)
 
 
 def _as_trained(place: tuple[str, str], tensor: Tensor, kind: AdapterType, weights: Path) -> Tensor:
