@@ -121,7 +121,9 @@ def _refuse_without_effect(adapter: SavedAdapter, backbone: nn.Module) -> None:
     Raises:
         ConfigError: there is such a layer.
     """
-    linear = [name for name in adapter.modules if isinstance(adapter.names.modules.get(name), nn.Linear)]
+    linear = [
+        name for name in adapter.modules if type(adapter.names.modules.get(name)) is nn.Linear
+    ]  # not attention.out_proj
     real = [adapter.names.real[name] for name in linear]
     if module := next((name for name in real if is_bypassed(backbone, name)), None):
         msg = (
