@@ -19,19 +19,18 @@ from torch import Tensor, nn
 from deltahub.checkpoint.address import exact_addresses, value_for
 from deltahub.checkpoint.config import DeltaConfig
 from deltahub.checkpoint.options import Count, Limits
-from deltahub.deltas.adapter_layers import refuse_unmatched
 from deltahub.deltas.lora_layers import LowRankUpdate
 from deltahub.deltas.precision import added
 from deltahub.deltas.rank_budget import Schedule, allocate, forget, observe
+from deltahub.deltas.target_checks import refuse_unmatched, require_linear
 from deltahub.engine.building import Like
 from deltahub.engine.guards import refuse_merged
 from deltahub.engine.insertion import Args, Insertion, Kwargs, first_input
-from deltahub.engine.layers import update_fault
 from deltahub.engine.modules import modules_by_name
 from deltahub.engine.shapes import linear_shape
 from deltahub.engine.structure.targets import Target
 from deltahub.engine.weights import members_of
-from deltahub.errors import ConfigError, TargetError
+from deltahub.errors import ConfigError
 from deltahub.handle.base import DeltaBase
 
 if TYPE_CHECKING:
@@ -201,12 +200,7 @@ class AdaLoraModel(DeltaBase):
     @classmethod
     def choose(cls, targets: list[Target]) -> list[Target]:
         """Check that each module is a linear layer."""
-        for target in targets:
-            linear_shape(target.name, target.module)
-            fault = "it is an Embedding" if isinstance(target.module, nn.Embedding) else update_fault(target.module)
-            if fault:
-                msg = f"{target.name} ({type(target.module).__name__}) cannot hold an AdaLoRA: {fault}. Leave it out."
-                raise TargetError(msg)
+        require_linear(targets, "an AdaLoRA")
         return targets
 
     @classmethod
@@ -218,7 +212,7 @@ class AdaLoraModel(DeltaBase):
         Raises:
             NoMatchError: an address of `rank_pattern` matches no module of the delta.
         """
-        refuse_unmatched(config.rank_pattern, "rank_pattern", targets)
+        refuse_unmatched(config.rank_pattern, "rank_pattern", [target.name for target in targets])
         return super().new_insertions(backbone, config, targets, like)
 
     @classmethod

@@ -28,11 +28,11 @@ from deltahub.deltas.adapter_layers import (
     activation,
     refuse_channels_first,
     refuse_parts_at_input,
-    refuse_unmatched,
     small_linear,
     without_defaults,
 )
 from deltahub.deltas.precision import linear, widened
+from deltahub.deltas.target_checks import refuse_unmatched
 from deltahub.engine.building import Like
 from deltahub.engine.insertion import Insertion
 from deltahub.engine.structure.targets import Target
@@ -161,7 +161,7 @@ class AdapterModel(DeltaBase):
         Raises:
             NoMatchError: an address of `bottleneck_pattern` matches no module of the delta.
         """
-        refuse_unmatched(config.bottleneck_pattern, "bottleneck_pattern", targets)
+        refuse_unmatched(config.bottleneck_pattern, "bottleneck_pattern", [target.name for target in targets])
         return super().new_insertions(backbone, config, targets, like)
 
     @classmethod

@@ -7,13 +7,11 @@ from typing import Any, Final
 
 from torch import Tensor, nn
 
-from deltahub.checkpoint.address import Address
 from deltahub.deltas.precision import added
 from deltahub.engine.insertion import Args, Insertion, Kwargs, first_input, map_hidden, with_first_input
 from deltahub.engine.shapes import channel_dimension
 from deltahub.engine.structure.targets import Target
-from deltahub.errors import ConfigError, NoMatchError, TargetError
-from deltahub.text.suggestions import closest
+from deltahub.errors import ConfigError, TargetError
 
 _STANDARD_DEVIATION: Final = 0.01  # of new weights; biases are zero, so an adapter starts close to the identity
 
@@ -79,18 +77,6 @@ def refuse_parts_at_input(target: Target) -> None:
     if target.parts:
         msg = f"at_input needs a whole module, and only parts of {target.name} are meant. Address the whole module."
         raise TargetError(msg)
-
-
-def refuse_unmatched(patterns: Mapping[str, Any], option: str, targets: Iterable[Target]) -> None:
-    """Raise if an address in an option matches none of the targets.
-
-    Raises:
-        NoMatchError: an address matches no module of the delta.
-    """
-    names = [target.name for target in targets]
-    for pattern in patterns:
-        if not any(pattern == name or Address(pattern).matches(name) for name in names):
-            raise NoMatchError(pattern, closest(pattern, names), f"It is in {option}.")
 
 
 def activation(name: str) -> nn.Module:

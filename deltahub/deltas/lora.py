@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from deltahub.checkpoint.address import Address, value_for
+from deltahub.checkpoint.address import value_for
 from deltahub.checkpoint.config import DeltaConfig
 from deltahub.checkpoint.options import Count, Limits, Text
 from deltahub.deltas.eva import initialise_eva
@@ -32,14 +32,14 @@ from deltahub.deltas.lora_init import DEFAULT, AnchoredUpdate, check_initialisat
 from deltahub.deltas.lora_layers import DecomposedUpdate, LowRankKernel, LowRankRows, LowRankUpdate
 from deltahub.deltas.lora_parameters import parameter_insertions, read_by_parent, with_matrices
 from deltahub.deltas.slots import LoraSlots
+from deltahub.deltas.target_checks import refuse_unmatched
 from deltahub.engine.bypassed import parameter_fault
 from deltahub.engine.insertion import Insertion
 from deltahub.engine.layers import linear_fault, lookup_fault, update_fault, weight_fault
 from deltahub.engine.shapes import linear_shape
 from deltahub.engine.structure.targets import Target
-from deltahub.errors import ConfigError, DeltaHubError, NoMatchError, TargetError
+from deltahub.errors import ConfigError, DeltaHubError, TargetError
 from deltahub.handle.base import DeltaBase
-from deltahub.text.suggestions import closest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,9 +262,7 @@ class LoraModel(DeltaBase):
             NoMatchError: an address of a pattern matches no module of the delta.
         """
         names = [target.address for target in targets]
-        for pattern in (*config.rank_pattern, *config.alpha_pattern):
-            if not any(pattern == name or Address(pattern).matches(name) for name in names):
-                raise NoMatchError(pattern, closest(pattern, names), "It is in rank_pattern or alpha_pattern.")
+        refuse_unmatched((*config.rank_pattern, *config.alpha_pattern), "rank_pattern or alpha_pattern", names)
         if config.share_experts and not any(target.parameter for target in targets):
             raise ConfigError("share_experts is for stacks of experts, and the delta is on none. Leave it out.")
         attentions = {t.name for t in targets if isinstance(t.module, nn.MultiheadAttention) and not t.parameter}

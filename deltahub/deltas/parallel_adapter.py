@@ -24,11 +24,11 @@ from deltahub.checkpoint.options import Count, Text
 from deltahub.deltas.adapter_layers import (
     activation,
     refuse_channels_first,
-    refuse_unmatched,
     small_linear,
     without_defaults,
 )
 from deltahub.deltas.precision import added, linear, widened
+from deltahub.deltas.target_checks import refuse_unmatched
 from deltahub.engine.building import Like, addressed
 from deltahub.engine.insertion import Args, Insertion, Kwargs, first_input, map_hidden
 from deltahub.engine.modules import own_modules
@@ -244,7 +244,7 @@ class ParallelAdapterModel(DeltaBase):
     ) -> Mapping[str, Insertion]:
         """Create a bottleneck for each single module, and a start and an end for each pair."""
         modules = {target.name: target.module for target in targets}
-        refuse_unmatched(config.bottleneck_pattern, "bottleneck_pattern", targets[::2])
+        refuse_unmatched(config.bottleneck_pattern, "bottleneck_pattern", [target.name for target in targets[::2]])
         n_in, n_out = input_widths(backbone, modules), output_widths(backbone, modules)
         insertions: dict[str, Insertion] = {}
         for first, second in zip(targets[::2], targets[1::2], strict=True):

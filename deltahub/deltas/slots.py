@@ -25,14 +25,14 @@ from torch import Tensor, nn
 
 from deltahub.checkpoint.config import DeltaConfig
 from deltahub.deltas.slot_layers import LowRank, Selection, SlottedUpdate, low_rank_of, product_of
+from deltahub.deltas.target_checks import require_linear
 from deltahub.engine.building import Like
 from deltahub.engine.guards import refuse_merged, refuse_routed
 from deltahub.engine.insertion import Insertion
-from deltahub.engine.layers import update_fault
 from deltahub.engine.ledger import ledger_holding
 from deltahub.engine.shapes import linear_shape
 from deltahub.engine.structure.targets import Target
-from deltahub.errors import ConfigError, RouteError, TargetError
+from deltahub.errors import ConfigError, RouteError
 from deltahub.handle.base import DeltaBase, class_for
 from deltahub.handle.loading import read_for
 from deltahub.handle.routing import modules_with_rows_first
@@ -115,12 +115,7 @@ class LoraSlots(DeltaBase):
         Raises:
             TargetError: a module is not a linear layer.
         """
-        for target in targets:
-            linear_shape(target.name, target.module)
-            fault = "it is an Embedding" if isinstance(target.module, nn.Embedding) else update_fault(target.module)
-            if fault:
-                msg = f"{target.name} ({type(target.module).__name__}) cannot hold slots: {fault}. Leave it out."
-                raise TargetError(msg)
+        require_linear(targets, "slots")
         return [Target(target.name, target.module) for target in targets]
 
     @classmethod

@@ -22,13 +22,14 @@ from torch.nn import functional as F
 from deltahub.checkpoint.config import DeltaConfig
 from deltahub.checkpoint.options import Count, Limits
 from deltahub.deltas.precision import added
+from deltahub.deltas.target_checks import require_linear
 from deltahub.engine.building import Like
 from deltahub.engine.insertion import Args, Insertion, Kwargs, first_input
-from deltahub.engine.layers import linear_fault, update_fault
+from deltahub.engine.layers import linear_fault
 from deltahub.engine.shapes import linear_shape
 from deltahub.engine.structure.targets import Target
 from deltahub.engine.weights import as_stored, linear_weight, members_of
-from deltahub.errors import MergeError, TargetError
+from deltahub.errors import MergeError
 from deltahub.handle.base import DeltaBase
 
 
@@ -159,12 +160,7 @@ class VeraModel(DeltaBase):
     @classmethod
     def choose(cls, targets: list[Target]) -> list[Target]:
         """Check that each module is a linear layer."""
-        for target in targets:
-            linear_shape(target.name, target.module)
-            fault = "it is an Embedding" if isinstance(target.module, nn.Embedding) else update_fault(target.module)
-            if fault:
-                msg = f"{target.name} ({type(target.module).__name__}) cannot hold a VeRA: {fault}. Leave it out."
-                raise TargetError(msg)
+        require_linear(targets, "a VeRA")
         return targets
 
     @classmethod

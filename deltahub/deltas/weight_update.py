@@ -17,14 +17,15 @@ import deltahub.deltas.updates  # noqa: F401  (registers the methods)
 from deltahub.checkpoint.address import Address
 from deltahub.checkpoint.config import DeltaConfig, refuse_unknown
 from deltahub.checkpoint.options import Text
+from deltahub.deltas.target_checks import refuse_unmatched
 from deltahub.deltas.updates.update import METHODS, WeightUpdate, weight_shape
 from deltahub.engine.insertion import Insertion
 from deltahub.engine.layers import update_fault, weight_fault
 from deltahub.engine.shapes import linear_shape
 from deltahub.engine.structure.targets import Target
-from deltahub.errors import ConfigError, NoMatchError, TargetError
+from deltahub.errors import ConfigError, TargetError
 from deltahub.handle.base import DeltaBase
-from deltahub.text.suggestions import closest, suggest
+from deltahub.text.suggestions import suggest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,9 +174,7 @@ class WeightUpdateModel(DeltaBase):
             NoMatchError: an address of `options_pattern` matches none of them.
         """
         names = [target.name for target in targets]
-        for address in config.options_pattern:
-            if not any(_matches(address, name) for name in names):
-                raise NoMatchError(address, closest(address, names), "It is in options_pattern.")
+        refuse_unmatched(config.options_pattern, "options_pattern", names)
         return super().new_insertions(backbone, config, targets, like)
 
     @classmethod

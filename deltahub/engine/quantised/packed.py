@@ -26,6 +26,12 @@ def _first(layer: nn.Module, *names: str) -> Tensor | None:
     return next((tensor for tensor in tensors if tensor is not None), None)
 
 
+def _present(layer: nn.Module, *names: str) -> Tensor:
+    tensor = _first(layer, *names)
+    assert tensor is not None  # `of` asked for it
+    return tensor
+
+
 def _dtype(scales: Tensor | None) -> torch.dtype:
     return (
         scales.dtype
@@ -57,9 +63,7 @@ class Packed(Called):
         return _dtype(_tensor(self.layer, "scales"))
 
     def _codes(self) -> Tensor:
-        codes = _tensor(self.layer, "qweight")
-        assert codes is not None
-        return codes
+        return _present(self.layer, "qweight")
 
 
 class Eetq(Called):
@@ -89,9 +93,7 @@ class Eetq(Called):
         return _dtype(_first(self.layer, "weight_scales", "scales"))
 
     def _codes(self) -> Tensor:
-        codes = _first(self.layer, "weight", "qweight")
-        assert codes is not None
-        return codes
+        return _present(self.layer, "weight", "qweight")
 
 
 class Aqlm(Called):
@@ -110,9 +112,7 @@ class Aqlm(Called):
         return _dtype(_tensor(self.layer, "codebooks"))
 
     def _codes(self) -> Tensor:
-        codes = _tensor(self.layer, "codes")
-        assert codes is not None
-        return codes
+        return _present(self.layer, "codes")
 
 
 class Hqq(Quantised):
@@ -160,9 +160,7 @@ class Hqq(Quantised):
         return meta
 
     def _codes(self) -> Tensor:
-        codes = _tensor(self.layer, "W_q")
-        assert codes is not None
-        return codes
+        return _present(self.layer, "W_q")
 
     def _values(self) -> Tensor:
         values: Tensor = self.layer.dequantize()  # type: ignore[operator]
