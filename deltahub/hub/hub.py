@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 
 from deltahub.cache.cache import Cache
 from deltahub.cache.remembered import CachedNames
-from deltahub.errors import DeltaHubError, Outcome
-from deltahub.hub.lockfile import Lock, Pin, active, pin_of, pinned
-from deltahub.hub.pull import FILES_AT_ONCE, Transfer, bring, check_replaceable, copy_out, several
+from deltahub.errors import Outcome
+from deltahub.hub.lockfile import Lock, Pin
+from deltahub.hub.pull import FILES_AT_ONCE, Puller, Transfer, several
 from deltahub.hub.push import publications, push, push_many
 from deltahub.hub.resolver import Resolver
 from deltahub.hub.trust import Policies
 from deltahub.link import Link
-from deltahub.reference import Digest, Reference
+from deltahub.reference import Reference
 from deltahub.registry.amend import Amendment
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Version
@@ -71,6 +71,7 @@ class Hub:
         )
         self._policies = Policies(trust or {}, self._choice, self._names, cache.root)
         self._resolver = Resolver(self._choice, self._names, self._policies.of_place)
+        self._puller = Puller(cache, self._names, self._choice, self._policies, self._resolver)
 
     @classmethod
     def open(cls, cache_dir: str | os.PathLike[str] | None = None, *, local_files_only: bool = False) -> Hub:
@@ -327,21 +328,7 @@ class Hub:
             IntegrityError: the source is damaged, or its content differs from the locked one.
             CheckpointError: `to` holds other files, or a delta without another copy.
         """
-        lock = active()
-        pin = lock.find(reference) if lock else None
-        if lock and pin:
-            resolved = self._pinned(pin, lock, fresh=force)
-        else:
-            resolved = self.resolve(reference, fresh=force, transfer=transfer)
-        ask = not pin or self._names.manifest(resolved.digest) is None
-        self._policies.check(resolved, trust, chosen=reference.source is not None, ask=ask)
-        if to and not force:
-            check_replaceable(to, resolved.digest, self._is_kept)
-        at_once = at_once if self._choice.needs_network(resolved.reference) else 1
-        pulled = bring(resolved, self.cache, force=force, transfer=transfer, at_once=at_once)
-        if not pin:
-            self._resolver.remember(reference, resolved)
-        return copy_out(pulled, to, lambda: bring(resolved, self.cache)) if to else pulled
+        return self._puller.pull(reference, to=to, force=force, transfer=transfer, at_once=at_once, trust=trust)
 
     def pull_all(
         self,
@@ -367,9 +354,7 @@ class Hub:
             NotFoundError: no source has it.
             SignatureError: its registry requires a signature, and it has no valid one by a trusted key.
         """
-        resolved = self.resolve(reference, fresh=True)
-        self._policies.check(resolved, chosen=reference.source is not None)
-        return pin_of(resolved)
+        return self._puller.pin(reference)
 
     def sync(self, lock: Lock, progress: Progress | None = None) -> list[Pulled]:
         """Bring all deltas of a lock file into the cache, every byte verified.
@@ -377,35 +362,11 @@ class Hub:
         Raises:
             IntegrityError: the content in a source differs from the locked one, or is damaged.
         """
-        transfer = Transfer(progress)
-        resolved = [self._pinned(pin, lock) for pin in dict.fromkeys(lock.pins.values())]
-        for version in resolved:
-            self._policies.check(version, ask=self._names.manifest(version.digest) is None)
-        results = several(lambda version: bring(version, self.cache, transfer=transfer), resolved)
-        for result in results:
-            if isinstance(result, DeltaHubError):
-                raise result
-        return [result for result in results if isinstance(result, Pulled)]
-
-    def _is_kept(self, digest: Digest) -> bool:
-        """Check whether the cache or a registry on this machine holds a delta intact."""
-        if self.cache.manifest(digest) is not None:
-            return True
-        return any(
-            source.registry.holds(digest)
-            for source in self._choice.on()
-            if isinstance(source, RegistrySource) and not source.remote
-        )
+        return self._puller.sync(lock, progress)
 
     def vouched(self, registry: Registry) -> Vouched | None:
         """Return a function that refuses versions without the signature that a registry requires: see `Policies.vouched`."""
         return self._policies.vouched(registry)
-
-    def _pinned(self, pin: Pin, lock: Lock, *, fresh: bool = False) -> Resolved:
-        def look_up(exact: Reference) -> Resolved:
-            return self._resolver.ask(exact, lambda source: source.resolve(exact))
-
-        return pinned(pin, lock, look_up, (lambda _: None) if fresh else self._names.manifest)
 
 
 def _as_source(sources: Mapping[str, Source | Registry], name: str, indexes: Path, lookup: CacheLookup) -> Source:

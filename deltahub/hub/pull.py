@@ -1,4 +1,4 @@
-"""Transfers of resolved deltas into the cache: files and deltas in parallel, every byte verified."""
+"""Pulls into the cache: by the lock file in force, signatures checked, files and deltas in parallel, every byte verified."""
 
 from __future__ import annotations
 
@@ -9,11 +9,18 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from deltahub.cache.cache import Cache, copy_delta, read_cached
+from deltahub.cache.remembered import CachedNames
 from deltahub.checkpoint.manifest import FileEntry
 from deltahub.errors import CheckpointError, DeltaHubError, Outcome, StorageError, outcome
 from deltahub.files.atomic import storage_errors
-from deltahub.reference import Digest
+from deltahub.hub.lockfile import Lock, Pin, active, pin_of, pinned
+from deltahub.hub.resolver import Resolver
+from deltahub.hub.trust import Policies
+from deltahub.link import Link
+from deltahub.reference import Digest, Reference
 from deltahub.sources.base import Pulled, Resolved
+from deltahub.sources.catalog import Choice
+from deltahub.sources.registry import RegistrySource
 from deltahub.stores.base import Progress
 from deltahub.stores.threads import map_concurrently
 
@@ -33,6 +40,86 @@ class Transfer:
 
     expected: Progress | None = None
     progress: Progress | None = None
+
+
+class Puller:
+    """Pulls of deltas into a cache.
+
+    Args:
+        cache: the cache.
+        names: the meanings of references at their last pull.
+        choice: the sources.
+        policies: whose signature a delta needs.
+        resolver: finds the version that a reference means.
+    """
+
+    def __init__(
+        self, cache: Cache, names: CachedNames, choice: Choice, policies: Policies, resolver: Resolver
+    ) -> None:
+        self._cache, self._names, self._choice = cache, names, choice
+        self._policies, self._resolver = policies, resolver
+
+    def pull(
+        self,
+        reference: Reference | Link,
+        *,
+        to: Path | None = None,
+        force: bool = False,
+        transfer: Transfer | None = None,
+        at_once: int = FILES_AT_ONCE,
+        trust: Sequence[str] = (),
+    ) -> Pulled:
+        """Bring a delta into the cache: see `Hub.pull`."""
+        lock = active()
+        pin = lock.find(reference) if lock else None
+        if lock and pin:
+            resolved = self._pinned(pin, lock, fresh=force)
+        else:
+            progress = transfer.progress if transfer else None
+            resolved = self._resolver.resolve(reference, fresh=force, progress=progress)
+        ask = not pin or self._names.manifest(resolved.digest) is None
+        self._policies.check(resolved, trust, chosen=reference.source is not None, ask=ask)
+        if to and not force:
+            check_replaceable(to, resolved.digest, self._is_kept)
+        at_once = at_once if self._choice.needs_network(resolved.reference) else 1
+        pulled = bring(resolved, self._cache, force=force, transfer=transfer, at_once=at_once)
+        if not pin:
+            self._resolver.remember(reference, resolved)
+        return copy_out(pulled, to, lambda: bring(resolved, self._cache)) if to else pulled
+
+    def pin(self, reference: Reference) -> Pin:
+        """Return the current meaning of a reference: see `Hub.pin`."""
+        resolved = self._resolver.resolve(reference, fresh=True)
+        self._policies.check(resolved, chosen=reference.source is not None)
+        return pin_of(resolved)
+
+    def sync(self, lock: Lock, progress: Progress | None = None) -> list[Pulled]:
+        """Bring all deltas of a lock file into the cache: see `Hub.sync`."""
+        transfer = Transfer(progress)
+        resolved = [self._pinned(pin, lock) for pin in dict.fromkeys(lock.pins.values())]
+        for version in resolved:
+            self._policies.check(version, ask=self._names.manifest(version.digest) is None)
+        results = several(lambda version: bring(version, self._cache, transfer=transfer), resolved)
+        for result in results:
+            if isinstance(result, DeltaHubError):
+                raise result
+        return [result for result in results if isinstance(result, Pulled)]
+
+    def _pinned(self, pin: Pin, lock: Lock, *, fresh: bool = False) -> Resolved:
+        def look_up(exact: Reference) -> Resolved:
+            return self._resolver.ask(exact, lambda source: source.resolve(exact))
+
+        return pinned(pin, lock, look_up, (lambda _: None) if fresh else self._names.manifest)
+
+    def _is_kept(self, digest: Digest) -> bool:
+        """Check whether the cache or a registry on this machine holds a delta intact."""
+        if self._cache.manifest(digest) is not None:
+            return True
+        return any(
+            source.registry.holds(digest)
+            for source in self._choice.on()
+            if isinstance(source, RegistrySource) and not source.remote
+        )
 
 
 def bring(
