@@ -20,7 +20,7 @@ from deltahub.hub.hub import Hub
 from deltahub.reference import Reference
 from deltahub.registry.registry import Registry
 from deltahub.stores.bucket import Patience, connect
-from deltahub.stores.s3 import S3Store
+from deltahub.stores.bucket_store import BucketStore
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.s3_servers import ADMIN, Server, new_seaweed  # found by the line above
@@ -45,7 +45,7 @@ def measure(server: Server, root: Path) -> None:
         return lambda: [obstore.get(reader, name).bytes() for name in files]
 
     def new_hub() -> Hub:
-        return Hub({"team": Registry(S3Store(server.bucket()), "team")}, Cache(root / f"cache-{next(number)}"))
+        return Hub({"team": Registry(BucketStore(server.bucket()), "team")}, Cache(root / f"cache-{next(number)}"))
 
     def push_prepared() -> Callable[[], object]:
         hub = new_hub()

@@ -31,15 +31,15 @@ from deltahub.registry.publish import Publication, publish, publish_many
 from deltahub.registry.registry import Registry
 from deltahub.registry.search.conditions import Search
 from deltahub.registry.search.index import Index
+from deltahub.stores.bucket_store import BucketStore
 from deltahub.stores.memory import MemoryStore
-from deltahub.stores.s3 import S3Store
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.s3_proxy import Exchange, Proxy, proxied  # found by the line above
 from tests.s3_servers import ADMIN, new_moto
 
 
-class OneByOne(S3Store):
+class OneByOne(BucketStore):
     """A store whose requests wait for each other, but for those of one push."""
 
     @property
@@ -93,7 +93,7 @@ def main() -> None:
         for method in ("GET", "PUT", "POST", "DELETE", "HEAD"):
             proxy.breaks(functools.partial(hold, seconds=asked.delay / 1000), method=method, times=None)
         bucket = server.bucket(endpoint=proxy.url)
-        many, single = Registry(S3Store(bucket)), Registry(OneByOne(bucket))
+        many, single = Registry(BucketStore(bucket)), Registry(OneByOne(bucket))
         many.store.keys("refs/")  # the first request makes the connections
         first, last = made[-2:]
         publish(many, Publication(first.reference, first.manifest, first.folder))

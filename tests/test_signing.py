@@ -23,9 +23,9 @@ from deltahub.registry.publish import publish
 from deltahub.registry.registry import Registry
 from deltahub.registry.signatures import PREFIX, add_signature, copy_signatures, signatures
 from deltahub.signing import MOST, PASSWORD, PrivateKey, PublicKey, check, trusted_signer
+from deltahub.stores.bucket_store import BucketStore
 from deltahub.stores.local import LocalStore
 from deltahub.stores.memory import MemoryStore
-from deltahub.stores.s3 import S3Store
 from tests.keys import new_key, public_of
 from tests.s3_servers import QUICK
 
@@ -415,7 +415,7 @@ def test_a_copy_leaves_signatures_that_are_there(team, key):
 
 
 def test_a_bucket_holds_signatures_too(moto, s3_keys, team, tmp_path, key, other, checkpoint_folder):
-    bucket = Registry(S3Store(moto.bucket(), QUICK), "bucket")
+    bucket = Registry(BucketStore(moto.bucket(), QUICK), "bucket")
     pushed = hub_of(bucket, tmp_path, key).push(checkpoint_folder, "acme/ner", sign=key)
     add_signature(bucket, pushed.digest, other.public.id, b"{}")
     add_signature(bucket, pushed.digest, other.public.id, other.sign(describe(checkpoint_folder).to_bytes()))

@@ -106,9 +106,9 @@ class SourceEntry:
             store: Store = STORES.load(_store_entry(scheme[1], self.url))(self.url)
             return store
         from deltahub.stores.bucket import Bucket  # late import: only needed for buckets
-        from deltahub.stores.s3 import S3Store
+        from deltahub.stores.bucket_store import BucketStore
 
-        return S3Store(Bucket.parse(self.url, endpoint=self.endpoint, region=self.region, profile=self.profile))
+        return BucketStore(Bucket.parse(self.url, endpoint=self.endpoint, region=self.region, profile=self.profile))
 
     @property
     def public(self) -> bool:

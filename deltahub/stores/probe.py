@@ -11,8 +11,8 @@ import uuid
 from typing import TYPE_CHECKING, Any, Final
 
 from deltahub.errors import StorageError
+from deltahub.stores.bucket_errors import bucket_errors, code_of, is_unanswered, status_of
 from deltahub.stores.retry import S3_ATTEMPTS
-from deltahub.stores.s3_errors import code_of, is_unanswered, s3_errors, status_of
 from deltahub.stores.threads import interruptible
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def refuse_weak(client: Client, bucket: Bucket) -> None:
     """
     place = (client.config.get("endpoint"), bucket.name)  # the server may come from a profile
     if place not in _weaknesses:
-        with s3_errors("Writing to the registry", bucket):
+        with bucket_errors("Writing to the registry", bucket):
             _weaknesses[place] = interruptible(lambda: _weakness(client))
     if reason := _weaknesses[place]:
         msg = (

@@ -37,8 +37,8 @@ from deltahub.registry.registry import Registry
 from deltahub.registry.rename import rename
 from deltahub.registry.verify import verify
 from deltahub.stores.bucket import Bucket
+from deltahub.stores.bucket_store import BucketStore
 from deltahub.stores.local import LocalStore
-from deltahub.stores.s3 import S3Store
 from tests.checkpoints import save_checkpoint
 from tests.faults.checking import check
 from tests.s3_servers import ADMIN, new_moto, new_seaweed
@@ -152,7 +152,7 @@ class Worker:
 
 def registry_at(place: Path | Bucket) -> Registry:
     """The registry that all change."""
-    return Registry(LocalStore(place) if isinstance(place, Path) else S3Store(place))
+    return Registry(LocalStore(place) if isinstance(place, Path) else BucketStore(place))
 
 
 def work(place: Path | Bucket, name: str, folder: Path, seconds: float) -> None:

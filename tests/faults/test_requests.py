@@ -14,9 +14,9 @@ import pytest
 from deltahub.errors import StorageError
 from deltahub.registry.registry import Registry
 from deltahub.stores.bucket import Bucket, connect
+from deltahub.stores.bucket_store import BucketStore
 from deltahub.stores.memory import MemoryStore
 from deltahub.stores.probe import refuse_weak
-from deltahub.stores.s3 import S3Store
 from tests.faults.actions import ACTIONS, between, damage_of, state_of
 from tests.s3_proxy import Exchange, Fault, Proxy, lose, proxied, reset
 from tests.s3_servers import QUICK
@@ -63,12 +63,12 @@ def fill(bucket: Bucket, filled: MemoryStore) -> Registry:
     client = connect(bucket, QUICK)[1]
     for key, _ in filled.keys(""):
         obstore.put(client, key, filled.read(key), use_multipart=False)
-    return Registry(S3Store(bucket, QUICK))
+    return Registry(BucketStore(bucket, QUICK))
 
 
 def behind(proxy: Proxy, outage: Outage, bucket: Bucket) -> Registry:
     """The registry in the bucket by a way that has an outage; the server is known to be a good one."""
-    store = S3Store(replace(bucket, endpoint=proxy.url), ONCE)
+    store = BucketStore(replace(bucket, endpoint=proxy.url), ONCE)
     refuse_weak(store._writer, store.bucket)
     proxy.rules[:] = [outage]
     return Registry(store)
@@ -122,9 +122,9 @@ from deltahub.reference import Reference
 from deltahub.registry.publish import Publication, publish
 from deltahub.registry.registry import Registry
 from deltahub.stores.bucket import Bucket
-from deltahub.stores.s3 import S3Store
+from deltahub.stores.bucket_store import BucketStore
 name, prefix, endpoint, folder = sys.argv[1:]
-registry = Registry(S3Store(Bucket(name, prefix, endpoint)))
+registry = Registry(BucketStore(Bucket(name, prefix, endpoint)))
 print("ready", flush=True)
 publish(registry, Publication(Reference.parse("acme/ner"), checkpoint.describe(Path(folder)), Path(folder)))
 """

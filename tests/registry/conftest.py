@@ -6,9 +6,9 @@ import pytest
 
 from deltahub.registry.registry import Registry
 from deltahub.stores.base import Store
+from deltahub.stores.bucket_store import BucketStore
 from deltahub.stores.local import LocalStore
 from deltahub.stores.memory import MemoryStore
-from deltahub.stores.s3 import S3Store
 from tests.s3_servers import QUICK
 
 
@@ -22,7 +22,7 @@ def new_registry(request, tmp_path):
         if request.param == "memory":
             return MemoryStore()
         request.getfixturevalue("s3_keys")
-        return S3Store(request.getfixturevalue("moto").bucket(), QUICK)
+        return BucketStore(request.getfixturevalue("moto").bucket(), QUICK)
 
     return lambda name="local": Registry(store(name), name)
 

@@ -34,9 +34,9 @@ from deltahub.registry.registry import Registry
 from deltahub.registry.rename import rename
 from deltahub.registry.verify import verify
 from deltahub.stores.base import object_key
+from deltahub.stores.bucket_store import BucketStore
 from deltahub.stores.local import LocalStore
 from deltahub.stores.memory import MemoryStore
-from deltahub.stores.s3 import S3Store
 from tests.faults import FORBIDDEN, FULL, INTERRUPT
 from tests.s3_servers import QUICK
 
@@ -49,7 +49,7 @@ parse = Reference.parse
 def target(request, tmp_path) -> Registry:
     if request.param == "moto":
         request.getfixturevalue("s3_keys")
-        return Registry(S3Store(request.getfixturevalue("moto").bucket(), QUICK), "target")
+        return Registry(BucketStore(request.getfixturevalue("moto").bucket(), QUICK), "target")
     return Registry(LocalStore(tmp_path / "target") if request.param == "local" else MemoryStore(), "target")
 
 

@@ -16,8 +16,8 @@ from deltahub.reference import Reference
 from deltahub.settings.environment import config_home
 from deltahub.settings.source_entry import LOCAL, SourceEntry
 from deltahub.settings.user import FILE, Settings, change
+from deltahub.stores.bucket_store import BucketStore
 from deltahub.stores.local import LocalStore
-from deltahub.stores.s3 import S3Store
 from tests.faults import FORBIDDEN, FULL, INTERRUPT
 
 TEAM = SourceEntry("team", "/mnt/team")
@@ -55,7 +55,7 @@ def test_the_hub_searches_them_after_the_local_one_and_asks_none_of_them_to_open
     assert hub.registry(None) is hub.registries["team"]
     assert isinstance(hub.registries["team"].store, LocalStore)
     store = hub.registries["bucket"].store
-    assert isinstance(store, S3Store)
+    assert isinstance(store, BucketStore)
     assert store.url == "s3://deltas/x at http://127.0.0.1:1"
     assert (store.bucket.region, store.bucket.profile) == ("eu-west-1", "work")
 

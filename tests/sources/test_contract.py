@@ -24,9 +24,9 @@ from deltahub.settings.user import change
 from deltahub.sources.registry import RegistrySource
 from deltahub.stores.base import object_key
 from deltahub.stores.bucket import Bucket
+from deltahub.stores.bucket_store import BucketStore
 from deltahub.stores.local import LocalStore
 from deltahub.stores.memory import MemoryStore
-from deltahub.stores.s3 import S3Store
 from deltahub.testing import SourceContract
 from tests.backbones import bert, train, untouched
 from tests.clocks import clock
@@ -126,7 +126,7 @@ class InBucket(InRegistry):
     remote = True
 
     def __init__(self, bucket: Bucket, server) -> None:
-        super().__init__(Registry(S3Store(bucket), "team"))
+        super().__init__(Registry(BucketStore(bucket), "team"))
         self.bucket, self.server = bucket, server
 
     def _overwrite(self, key: str, data: bytes) -> None:

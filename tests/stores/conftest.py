@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from deltahub.stores.base import Store
+from deltahub.stores.bucket_store import BucketStore
 from deltahub.stores.local import LocalStore
 from deltahub.stores.memory import MemoryStore
-from deltahub.stores.s3 import S3Store
 from tests.s3_servers import QUICK
 
 
@@ -18,4 +18,4 @@ def store(request, tmp_path) -> Store:
     if request.param == "memory":
         return MemoryStore()
     request.getfixturevalue("s3_keys")
-    return S3Store(request.getfixturevalue(request.param).bucket(), QUICK)
+    return BucketStore(request.getfixturevalue(request.param).bucket(), QUICK)

@@ -9,7 +9,7 @@ import pytest
 
 from deltahub.errors import ConfigError
 from deltahub.stores.bucket import Bucket, Patience, connect
-from deltahub.stores.s3 import S3Store
+from deltahub.stores.bucket_store import BucketStore
 
 
 def test_an_address_is_a_bucket_and_a_prefix():
@@ -70,7 +70,7 @@ def test_registry_options_take_precedence_over_the_environment(monkeypatch):
 def test_a_missing_package_is_one_sentence(monkeypatch, tmp_path):
     for module in ("obstore", "obstore.store", "obstore.exceptions"):
         monkeypatch.setitem(sys.modules, module, None)
-    store = S3Store(Bucket("deltas"))
+    store = BucketStore(Bucket("deltas"))
     for call in (
         lambda: store.read("key"),
         lambda: store.read_tagged("key"),

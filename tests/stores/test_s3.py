@@ -22,7 +22,7 @@ from deltahub.registry.verify import verify
 from deltahub.stores import probe
 from deltahub.stores.base import object_key
 from deltahub.stores.bucket import PART, Bucket, connect
-from deltahub.stores.s3 import S3Store
+from deltahub.stores.bucket_store import BucketStore
 from tests.s3_proxy import Proxy, status, without
 from tests.s3_servers import QUICK, READER
 
@@ -34,16 +34,16 @@ SHA = hashlib.sha256(WEIGHTS).hexdigest()
 
 
 @pytest.fixture
-def store(moto, s3_keys) -> S3Store:
-    return S3Store(moto.bucket(), QUICK)
+def store(moto, s3_keys) -> BucketStore:
+    return BucketStore(moto.bucket(), QUICK)
 
 
-def overwrite(store: S3Store, key: str, data: bytes) -> None:
+def overwrite(store: BucketStore, key: str, data: bytes) -> None:
     """Write past the store, as another program could."""
     obstore.put(connect(store.bucket, QUICK)[1], key, data)
 
 
-def stored(store: S3Store) -> list[str]:
+def stored(store: BucketStore) -> list[str]:
     return [key for key, _ in store.keys("")]
 
 
@@ -56,7 +56,7 @@ def new_file(folder: Path, size: int) -> tuple[Path, str]:
 @pytest.mark.parametrize("server", ["moto", "seaweed"])
 @pytest.mark.parametrize("size", [PART, PART + 1, 2 * PART])
 def test_a_file_of_several_parts_is_read_as_it_was_stored(request, s3_keys, tmp_path, server, size):
-    store = S3Store(request.getfixturevalue(server).bucket(), QUICK)
+    store = BucketStore(request.getfixturevalue(server).bucket(), QUICK)
     path, sha256 = new_file(tmp_path, size)
     sent: list[int] = []
     fetched: list[int] = []
@@ -96,13 +96,13 @@ MEASURED = """
 import sys
 from pathlib import Path
 from deltahub.stores.bucket import Bucket
-from deltahub.stores.s3 import S3Store
+from deltahub.stores.bucket_store import BucketStore
 from tests.s3_servers import QUICK
 
 def most():
     return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) / 1024
 
-store = S3Store(Bucket(*sys.argv[1:4]), QUICK)
+store = BucketStore(Bucket(*sys.argv[1:4]), QUICK)
 store.create({sys.argv[4]: Path(sys.argv[5])})
 before = most()
 store.create({sys.argv[6]: Path(sys.argv[7])})
@@ -125,13 +125,13 @@ def test_a_big_file_takes_no_more_memory_than_one_of_a_few_parts(moto, s3_keys, 
 
 
 def test_one_prefix_knows_nothing_of_another(moto, s3_keys):
-    one, other = S3Store(moto.bucket(), QUICK), S3Store(moto.bucket(), QUICK)
+    one, other = BucketStore(moto.bucket(), QUICK), BucketStore(moto.bucket(), QUICK)
     one.swap(DOCUMENT, b"1", None)
     assert (stored(one), stored(other)) == ([DOCUMENT], [])
 
 
 def test_a_store_can_be_the_whole_bucket(moto, s3_keys):
-    store = S3Store(Bucket(moto.bucket().name, "", moto.url), QUICK)
+    store = BucketStore(Bucket(moto.bucket().name, "", moto.url), QUICK)
     etag = store.swap("refs/whole/bucket.json", b"1", None)
     assert store.read_tagged("refs/whole/bucket.json") == (b"1", etag)
     assert [key for key, _ in store.keys("refs/whole/")] == ["refs/whole/bucket.json"]
@@ -150,10 +150,10 @@ def test_a_store_can_be_the_whole_bucket(moto, s3_keys):
     ],
 )
 def test_a_server_that_ignores_conditions_is_read_and_never_written(proxy: Proxy, moto, headers, reason):
-    good = S3Store(moto.bucket(), QUICK)
+    good = BucketStore(moto.bucket(), QUICK)
     etag = good.swap(DOCUMENT, b"1", None)
     proxy.breaks(without(*headers), times=None)
-    weak = S3Store(Bucket(good.bucket.name, good.bucket.prefix, proxy.url), QUICK)
+    weak = BucketStore(Bucket(good.bucket.name, good.bucket.prefix, proxy.url), QUICK)
 
     for write in (lambda: weak.create({SHA: WEIGHTS}), lambda: weak.swap(DOCUMENT, b"2", etag)):
         with pytest.raises(StorageError, match=f"{reason}: of two people who push at once") as caught:
@@ -165,23 +165,23 @@ def test_a_server_that_ignores_conditions_is_read_and_never_written(proxy: Proxy
 
 def test_a_server_without_conditional_writes_is_never_written(proxy: Proxy):
     proxy.breaks(status(501, "NotImplemented"), times=None)
-    store = S3Store(Bucket("deltas", "test/old", proxy.url), QUICK)
+    store = BucketStore(Bucket("deltas", "test/old", proxy.url), QUICK)
     with pytest.raises(StorageError, match="does not know conditional writes"):
         store.swap(DOCUMENT, b"1", None)
 
 
 def test_a_server_is_asked_once_before_the_first_write_and_never_for_reading(proxy: Proxy, moto):
     place = moto.bucket(endpoint=proxy.url)
-    S3Store(place, QUICK).read_tagged(DOCUMENT)
-    list(S3Store(place, QUICK).keys("refs/"))
+    BucketStore(place, QUICK).read_tagged(DOCUMENT)
+    list(BucketStore(place, QUICK).keys("refs/"))
     assert [path for _, path in proxy.requests if "/probe/" in path] == []
 
-    S3Store(place, QUICK).swap(DOCUMENT, b"1", None)
+    BucketStore(place, QUICK).swap(DOCUMENT, b"1", None)
     asked = len([path for _, path in proxy.requests if "/probe/" in path])
-    S3Store(place, QUICK).create({SHA: WEIGHTS})
+    BucketStore(place, QUICK).create({SHA: WEIGHTS})
     assert asked > 0
     assert len([path for _, path in proxy.requests if "/probe/" in path]) == asked
-    assert stored(S3Store(place, QUICK)) == [object_key(SHA), DOCUMENT]
+    assert stored(BucketStore(place, QUICK)) == [object_key(SHA), DOCUMENT]
 
 
 def test_an_answer_that_was_lost_makes_no_server_weak(proxy: Proxy, moto):
@@ -191,13 +191,13 @@ def test_an_answer_that_was_lost_makes_no_server_weak(proxy: Proxy, moto):
         proxy.breaks(
             lambda exchange: (exchange.forward(), status(500, "InternalError")(exchange)), words="/probe/", skip=step
         )
-        S3Store(moto.bucket(endpoint=proxy.url), QUICK).swap(DOCUMENT, b"1", None)
+        BucketStore(moto.bucket(endpoint=proxy.url), QUICK).swap(DOCUMENT, b"1", None)
 
 
 @pytest.mark.parametrize("server", ["moto", "seaweed"])
 def test_concurrent_pushes_to_one_delta_lose_nothing(request, s3_keys, new_checkpoint, tmp_path, server):
     bucket, folders = request.getfixturevalue(server).bucket(), [new_checkpoint(value=float(n)) for n in range(5)]
-    hubs = [Hub({"team": Registry(S3Store(bucket, QUICK), "team")}, Cache(tmp_path / "cache")) for _ in folders]
+    hubs = [Hub({"team": Registry(BucketStore(bucket, QUICK), "team")}, Cache(tmp_path / "cache")) for _ in folders]
     start, pushed = threading.Barrier(len(folders)), []
 
     def push(hub: Hub, folder: Path) -> None:
@@ -222,13 +222,13 @@ def test_concurrent_pushes_to_one_delta_lose_nothing(request, s3_keys, new_check
 
 
 def test_with_read_only_keys_everything_can_be_read_and_nothing_written(seaweed, s3_keys, monkeypatch):
-    store = S3Store(seaweed.bucket(), QUICK)
+    store = BucketStore(seaweed.bucket(), QUICK)
     etag = store.swap(DOCUMENT, b"1", None)
     store.create({SHA: WEIGHTS})
     probe._weaknesses.clear()
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", READER[0])
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", READER[1])
-    reader = S3Store(store.bucket, QUICK)
+    reader = BucketStore(store.bucket, QUICK)
 
     assert reader.read_tagged(DOCUMENT) == (b"1", etag)
     assert reader.read(object_key(SHA)) == WEIGHTS
@@ -248,7 +248,7 @@ def test_with_read_only_keys_everything_can_be_read_and_nothing_written(seaweed,
 )
 def test_wrong_credentials_are_one_sentence(seaweed, s3_keys, monkeypatch, variable, code):
     monkeypatch.setenv(variable, "wrong")
-    store = S3Store(seaweed.bucket(), QUICK)
+    store = BucketStore(seaweed.bucket(), QUICK)
     for call in (
         lambda: store.read(DOCUMENT),
         lambda: list(store.keys("refs/")),
@@ -263,7 +263,7 @@ def test_wrong_credentials_are_one_sentence(seaweed, s3_keys, monkeypatch, varia
 
 @pytest.mark.parametrize("server", ["moto", "seaweed"])
 def test_a_bucket_that_does_not_exist_is_no_empty_store(request, s3_keys, tmp_path, server):
-    store = S3Store(Bucket("nowhere", "x", request.getfixturevalue(server).url), QUICK)
+    store = BucketStore(Bucket("nowhere", "x", request.getfixturevalue(server).url), QUICK)
     for call in (
         lambda: store.read(DOCUMENT),
         lambda: store.read_tagged(DOCUMENT),
@@ -278,7 +278,7 @@ def test_a_bucket_that_does_not_exist_is_no_empty_store(request, s3_keys, tmp_pa
 
 
 def test_a_server_that_cannot_be_reached_is_one_sentence(s3_keys):
-    store = S3Store(Bucket("deltas", "x", "http://127.0.0.1:1"), QUICK)
+    store = BucketStore(Bucket("deltas", "x", "http://127.0.0.1:1"), QUICK)
     for call in (lambda: store.read(DOCUMENT), lambda: list(store.keys("refs/")), lambda: store.create({SHA: WEIGHTS})):
         with pytest.raises(
             StorageError, match=r"\(connection refused\)\. The server cannot be reached\. Check the network"
@@ -300,7 +300,7 @@ def test_a_server_that_cannot_be_reached_is_one_sentence(s3_keys):
     ],
 )
 def test_server_errors_become_one_clear_error_with_a_remedy(proxy: Proxy, moto, number, code, words):
-    store = S3Store(moto.bucket(endpoint=proxy.url), QUICK)
+    store = BucketStore(moto.bucket(endpoint=proxy.url), QUICK)
     etag = store.swap(DOCUMENT, b"1", None)
     proxy.breaks(status(number, code), times=None)
     with pytest.raises(StorageError, match=words) as caught:
@@ -313,5 +313,5 @@ def test_of_two_swaps_of_one_document_the_second_fails(store):
     first = store.swap(DOCUMENT, b"1", None)
     second = store.swap(DOCUMENT, b"2", first)
     with pytest.raises(ConflictError):
-        S3Store(store.bucket, QUICK).swap(DOCUMENT, b"3", first)
+        BucketStore(store.bucket, QUICK).swap(DOCUMENT, b"3", first)
     assert store.read_tagged(DOCUMENT) == (b"2", second)

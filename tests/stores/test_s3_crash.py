@@ -14,7 +14,7 @@ from deltahub.hub.hub import Hub
 from deltahub.reference import Reference
 from deltahub.registry.registry import Registry
 from deltahub.registry.verify import verify
-from deltahub.stores.s3 import S3Store
+from deltahub.stores.bucket_store import BucketStore
 from tests.checkpoints import content_of
 from tests.s3_proxy import Exchange, Proxy, proxied
 from tests.s3_servers import QUICK, Server, new_seaweed
@@ -40,7 +40,7 @@ def way(server, s3_keys) -> Iterator[Proxy]:
 @pytest.fixture
 def team(server, way, tmp_path, new_checkpoint) -> Hub:
     """A registry there with one version, and with one object that the next push has too."""
-    store = S3Store(replace(server.bucket(), endpoint=way.url), replace(QUICK, upload=60))
+    store = BucketStore(replace(server.bucket(), endpoint=way.url), replace(QUICK, upload=60))
     hub = Hub({"team": Registry(store, "team")}, Cache(tmp_path / "cache"))
     hub.push(new_checkpoint(value=1.0), "acme/ner")
     return hub

@@ -12,8 +12,8 @@ import pytest
 from deltahub.errors import ConflictError, NotFoundError, StorageError
 from deltahub.stores.base import object_key
 from deltahub.stores.bucket import PART
+from deltahub.stores.bucket_store import BucketStore
 from deltahub.stores.probe import refuse_weak
-from deltahub.stores.s3 import S3Store
 from tests.s3_proxy import Exchange, cut, lose, reset, status
 from tests.s3_servers import QUICK
 
@@ -41,15 +41,15 @@ FAULTS = {
 
 
 @pytest.fixture
-def good(moto, s3_keys) -> S3Store:
+def good(moto, s3_keys) -> BucketStore:
     """A store, straight."""
-    return S3Store(moto.bucket(), QUICK)
+    return BucketStore(moto.bucket(), QUICK)
 
 
 @pytest.fixture
-def store(good, proxy) -> S3Store:
+def store(good, proxy) -> BucketStore:
     """The same store by way of the proxy; the server is known to be a good one."""
-    behind = S3Store(replace(good.bucket, endpoint=proxy.url), QUICK)
+    behind = BucketStore(replace(good.bucket, endpoint=proxy.url), QUICK)
     refuse_weak(behind._writer, behind.bucket)
     return behind
 
@@ -174,7 +174,7 @@ def test_a_server_that_does_not_answer_is_one_sentence(good, proxy, tmp_path):
     good.create({SHA: WEIGHTS})
     end = threading.Event()
     hasty = replace(QUICK, answer=0.1, upload=0.1, retries=1)
-    store = S3Store(replace(good.bucket, endpoint=proxy.url), hasty)
+    store = BucketStore(replace(good.bucket, endpoint=proxy.url), hasty)
     proxy.breaks(lambda exchange: end.wait() and exchange.reset(), method="GET", times=None)
     proxy.breaks(lambda exchange: end.wait() and exchange.reset(), times=None)
     try:

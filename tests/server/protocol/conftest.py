@@ -12,8 +12,8 @@ from huggingface_hub import HfApi
 from deltahub.registry.registry import Registry
 from deltahub.server.routes import lfs
 from deltahub.server.settings import Settings
+from deltahub.stores.bucket_store import BucketStore
 from deltahub.stores.local import LocalStore
-from deltahub.stores.s3 import S3Store
 from tests.hub_server import HubServer, hub_server
 from tests.s3_servers import QUICK
 
@@ -43,7 +43,7 @@ def served(
     """A hub for one of the ways; with `regular`, the client has Xet and does not know that the hub has none."""
     if way == "s3":
         request.getfixturevalue("s3_keys")
-        store: LocalStore | S3Store = S3Store(request.getfixturevalue("moto").bucket(), QUICK)
+        store: LocalStore | BucketStore = BucketStore(request.getfixturevalue("moto").bucket(), QUICK)
     else:
         store = LocalStore(tmp_path / "served")
     if way in ("lfs", "multipart"):

@@ -13,8 +13,8 @@ from huggingface_hub.errors import HfHubHTTPError
 from deltahub.registry.registry import Registry
 from deltahub.registry.verify import verify
 from deltahub.server.settings import Settings
+from deltahub.stores.bucket_store import BucketStore
 from deltahub.stores.local import LocalStore
-from deltahub.stores.s3 import S3Store
 from tests.hub_server import hub_server
 from tests.s3_servers import QUICK
 from tests.server.clients import Client
@@ -30,7 +30,7 @@ def hubs(request, tmp_path):
     if request.param == "bucket":
         request.getfixturevalue("s3_keys")
         bucket = request.getfixturevalue("moto").bucket()
-        stores = [S3Store(bucket, QUICK), S3Store(bucket, QUICK)]
+        stores = [BucketStore(bucket, QUICK), BucketStore(bucket, QUICK)]
     else:
         stores = [LocalStore(tmp_path / "served"), LocalStore(tmp_path / "served")]
     settings = Settings(rate=0)

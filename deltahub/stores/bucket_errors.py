@@ -53,7 +53,7 @@ _BY_STATUS: Final = {
 
 
 @contextlib.contextmanager
-def s3_errors(doing: str, bucket: Bucket, right: str = "write") -> Iterator[None]:
+def bucket_errors(doing: str, bucket: Bucket, right: str = "write") -> Iterator[None]:
     """Turn errors of obstore into one sentence; a missing key stays a FileNotFoundError.
 
     Args:

@@ -1,7 +1,7 @@
 """A store in an S3 bucket, or in any server that speaks S3 with conditional writes.
 
-An object appears whole or not at all (`s3_upload.py`). A document is written on the condition that it has not changed since it was
-read (`s3_upload.py`), and only to a server that honours such conditions (`probe.py`).
+An object appears whole or not at all (`bucket_upload.py`). A document is written on the condition that it has not changed since it was
+read (`bucket_upload.py`), and only to a server that honours such conditions (`probe.py`).
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from deltahub.errors import IntegrityError, NotFoundError, Outcome, outcome
 from deltahub.files.atomic import CHUNK, WHOLE
+from deltahub.renamed import renamed_in
 from deltahub.stores.base import Progress, Source, Swap, require_digest
 from deltahub.stores.bucket import Bucket, Patience, connect
+from deltahub.stores.bucket_errors import bucket_errors, is_unanswered
+from deltahub.stores.bucket_upload import conditional_put, digest_of, size_of, upload
 from deltahub.stores.probe import refuse_weak
-from deltahub.stores.s3_errors import is_unanswered, s3_errors
-from deltahub.stores.s3_upload import conditional_put, digest_of, size_of, upload
 from deltahub.stores.threads import interruptible, map_concurrently, run_concurrently
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ _SMALL: Final = 1 << 20  # the most bytes of an object that counts as small
 _REQUESTS: Final = 32  # concurrent requests, also for small objects
 
 
-class S3Store:
+class BucketStore:
     """A store in a bucket.
 
     Args:
@@ -190,7 +191,7 @@ class S3Store:
         return None
 
     def _reading(self) -> Any:
-        return s3_errors("Reading the registry", self.bucket, "read")
+        return bucket_errors("Reading the registry", self.bucket, "read")
 
     # ----- writing -----
 
@@ -202,7 +203,7 @@ class S3Store:
 
         def send(item: tuple[str, Source], stop: threading.Event) -> None:
             client = self._writer
-            with s3_errors("Storing a delta", self.bucket):
+            with bucket_errors("Storing a delta", self.bucket):
                 upload(client, *item, self._stored, progress, stop)
 
         small = {sha256 for sha256, source in sources.items() if size_of(source) <= _SMALL}
@@ -253,10 +254,13 @@ class S3Store:
         import obstore
         from obstore.exceptions import GenericError
 
-        with s3_errors("Removing from the registry", self.bucket):
+        with bucket_errors("Removing from the registry", self.bucket):
             try:
                 obstore.delete(client, key)
             except GenericError as error:
                 if not is_unanswered(error):
                     raise
                 obstore.delete(client, key)
+
+
+__getattr__ = renamed_in(__name__, {"S3Store": "BucketStore"})

@@ -17,8 +17,8 @@ from deltahub.errors import ConflictError, StorageError
 from deltahub.files.atomic import CHUNK, sha256_file
 from deltahub.stores.base import Progress, Source, object_key, require_digest
 from deltahub.stores.bucket import PART
+from deltahub.stores.bucket_errors import bucket_errors, is_unanswered, was_retried
 from deltahub.stores.retry import S3_ATTEMPTS
-from deltahub.stores.s3_errors import is_unanswered, s3_errors, was_retried
 from deltahub.stores.threads import Stopped
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def conditional_put(
     mode: Any = "create" if expected is None else {"e_tag": expected}
     doing, unsure = "Updating a delta's record", False
     for last in [False] * (S3_ATTEMPTS - 1) + [True]:
-        with s3_errors(doing, bucket):
+        with bucket_errors(doing, bucket):
             try:
                 return obstore.put(client, key, data, mode=mode)["e_tag"] or ""
             except (AlreadyExistsError, PreconditionError) as error:
