@@ -27,7 +27,7 @@ from deltahub.algebra.agreement import (
 from deltahub.algebra.factors import Factors
 from deltahub.algebra.methods import Method, Recipe, combined_factors, combined_values
 from deltahub.algebra.opening import open_operands
-from deltahub.algebra.operand import Operand, module_of, part_of, refuse_more_than_factors
+from deltahub.algebra.operand import Operand, computable, module_of, part_of, refuse_more_than_factors
 from deltahub.algebra.result import (
     COMBINED,
     Change,
@@ -119,6 +119,7 @@ def combined(
     report: Report | None = None,
 ) -> Computed:
     """Compute a combination without writing it: see `combine`."""
+    operands = [*map(computable, operands)]
     require_same_method(operands)
     for operand in operands:
         refuse_more_than_factors(operand, "combined")

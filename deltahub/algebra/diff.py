@@ -20,7 +20,7 @@ from typing import Any
 from deltahub.algebra.agreement import backbone_difference, options_of
 from deltahub.algebra.factors import Factors, cosine, effective_rank, norm, singular_values, weighted_sum
 from deltahub.algebra.opening import open_operands
-from deltahub.algebra.operand import DOWN, UP, Operand, module_of, part_of
+from deltahub.algebra.operand import DOWN, UP, Operand, computable, module_of, part_of
 
 Pair = tuple[Any, Any]
 
@@ -90,9 +90,10 @@ def diff(first: str | os.PathLike[str], second: str | os.PathLike[str]) -> Delta
 
     Raises:
         CheckpointError: one is damaged.
+        ConfigError: one has a form that cannot be computed with.
         NotFoundError: no source has one of them.
     """
-    one, other = open_operands([first, second])
+    one, other = map(computable, open_operands([first, second]))
     places = [set(operand.places) if operand.delta_type == "lora" else set[str]() for operand in (one, other)]
     updates = tuple(_updates(one, other, sorted(places[0] & places[1])))
     names = [

@@ -8,11 +8,10 @@ from functools import partial
 from pathlib import Path
 
 from deltahub.algebra import peft_operand
-from deltahub.algebra.operand import Operand, require_floats
+from deltahub.algebra.operand import Operand
 from deltahub.cache.cache import checked, pulled_reference, read_cached
 from deltahub.checkpoint import checkpoint
 from deltahub.checkpoint.backbone_record import Fingerprint
-from deltahub.checkpoint.strength import without_strength
 from deltahub.hub.locating import locate
 
 
@@ -22,7 +21,7 @@ def open_operands(paths: Sequence[str | os.PathLike[str]]) -> list[Operand]:
     Raises:
         NotFoundError: no source has one of them.
         CheckpointError: a folder is not a delta, or is damaged.
-        ConfigError: a delta has a form that cannot be computed with.
+        ConfigError: an adapter of PEFT has a form that cannot be computed with.
         IntegrityError: a file differs from the one saved.
     """
     return [read_cached(partial(locate, path), partial(_read, label=os.fspath(path))) for path in paths]
@@ -40,6 +39,4 @@ def _read(folder: Path, label: str) -> Operand:
     name = pulled_reference(folder)
     parent = {"digest": str(manifest.digest), **({"name": name} if name else {})}
     table = {entry.name: entry for entry in manifest.tensors}
-    operand = Operand(label, without_strength(document), record, parent, folder / checkpoint.WEIGHTS, table, {})
-    require_floats(operand)
-    return operand
+    return Operand(label, document, record, parent, folder / checkpoint.WEIGHTS, table, {})

@@ -6,7 +6,7 @@ Tensors are read from the mapped file as they are needed, so the memory for an o
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -20,6 +20,7 @@ from deltahub.checkpoint.address import rank_and_scale
 from deltahub.checkpoint.backbone_record import Fingerprint
 from deltahub.checkpoint.default_name import backbone_name
 from deltahub.checkpoint.manifest import DELTA_PART, TensorEntry
+from deltahub.checkpoint.strength import without_strength
 from deltahub.engine.structure.layouts import is_on_parameter
 from deltahub.errors import CheckpointError, ConfigError
 
@@ -139,7 +140,18 @@ def part_of(place: str) -> str:
     return f".{place}.".partition(DELTA_PART)[2].rstrip(".")
 
 
-def require_floats(operand: Operand) -> None:
+def computable(operand: Operand) -> Operand:
+    """Return a delta whose parameters give its update: of floats, with its strength in its alphas.
+
+    Raises:
+        CheckpointError: a parameter is not a floating-point number.
+        ConfigError: the method keeps flags beside its numbers, or has a strength that is not in its parameters.
+    """
+    _require_floats(operand)
+    return replace(operand, document=without_strength(operand.document))
+
+
+def _require_floats(operand: Operand) -> None:
     """Refuse a delta with parameters that are not floating-point numbers.
 
     Raises:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from deltahub.algebra.operand import DOWN, MAGNITUDE, UP, Operand, require_floats
+from deltahub.algebra.operand import DOWN, MAGNITUDE, UP, Operand
 from deltahub.cache.cache import published_manifest, pulled_reference
 from deltahub.checkpoint.backbone_record import Fingerprint
 from deltahub.checkpoint.checkpoint import BACKBONE
@@ -78,7 +78,6 @@ def read(folder: Path, label: str) -> Operand:
     if not operand.places:
         msg = f"{path} holds no tensor of a LoRA, though {CONFIG} says there is one. Fetch it again."
         raise CheckpointError(msg)
-    require_floats(operand)
     return operand
 
 

@@ -1,7 +1,8 @@
 """Scaling a delta: its update times a factor.
 
-A LoRA keeps its tensors, and its alpha is scaled. BitFit and LayerNorm tuning have updates that are linear in their parameters, IA3 in its
-parameters less one. Other methods have no linear update and are refused.
+A LoRA keeps its tensors, and its alpha is scaled. BitFit, LayerNorm tuning and token rows have updates that are linear in their parameters,
+IA3 in its parameters less one. Any other method keeps its tensors, and the strength in its config is multiplied; methods that cannot act
+by a share are refused.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ from deltahub.algebra.agreement import common_facts, common_record, options_of, 
 from deltahub.algebra.combine import combined
 from deltahub.algebra.methods import Method, Recipe
 from deltahub.algebra.opening import open_operands
-from deltahub.algebra.operand import Operand, refuse_more_than_factors
+from deltahub.algebra.operand import Operand, computable
 from deltahub.algebra.result import SCALED, Computed, Written, check_folder, written
 from deltahub.algebra.trained import FIRST, trained_tensors
+from deltahub.checkpoint.strength import strength_fault
 from deltahub.errors import ConfigError
 
-_LINEAR = ("bitfit", "ia3", "layer_norm", "lora")
+_LINEAR = ("bitfit", "ia3", "layer_norm", "token_rows")
 
 
 def scale(
@@ -43,7 +45,7 @@ def scale(
         force: replace a delta in `to`.
 
     Raises:
-        ConfigError: the factor is invalid, or the update of the delta is not linear.
+        ConfigError: the factor is invalid, or the method cannot act by a share.
         CheckpointError: the delta is damaged, or `to` holds something.
         StorageError: the disk is full or not writable; nothing is left.
     """
@@ -61,13 +63,6 @@ def scaled(operand: Operand, factor: float, heads: str | None = None) -> Compute
     if not math.isfinite(factor) or not factor:
         msg = f"The factor is {factor}; expected a finite number other than zero."
         raise ConfigError(msg)
-    refuse_more_than_factors(operand, "scaled")
-    if operand.delta_type not in _LINEAR:
-        msg = (
-            f"{operand.label} is a {operand.delta_type}, whose update is not linear in its parameters, so no parameters give {factor:.6g} times "
-            f"its update. Only {', '.join(_LINEAR)} can be scaled."
-        )
-        raise ConfigError(msg)
     if operand.trained and heads != FIRST:
         name = min(operand.trained)
         msg = (
@@ -75,12 +70,21 @@ def scaled(operand: Operand, factor: float, heads: str | None = None) -> Compute
             "as they are with heads='first' (--heads first)."
         )
         raise ConfigError(msg)
-    if operand.delta_type != "lora":
+    strength = float(operand.document.get("strength", 1.0))
+    if operand.delta_type in _LINEAR and strength == 1:
         return combined([operand], Recipe(Method.LINEAR, (factor,)))
+    if operand.delta_type == "lora" and not operand.document.get("use_dora"):
+        operand = computable(operand)
+        for place in operand.places:
+            operand.factors(place)  # refuses tensors that do not fit the config
+        changed = _scaled_alphas(operand.document, factor)
+    elif fault := strength_fault(operand.document):
+        msg = f"{operand.label} cannot be scaled: {fault}."
+        raise ConfigError(msg)
+    else:
+        changed = {"strength": strength * factor}
     tensors = {name: operand.tensor(name) for name in sorted(operand.own)}
-    for place in operand.places:
-        operand.factors(place)  # refuses tensors that do not fit the config
-    options = {"delta_type": "lora", **options_of(operand), **_scaled_alphas(operand.document, factor)}
+    options = {"delta_type": operand.delta_type, **options_of(operand), **changed}
     facts = {"unfrozen_modules": unfrozen([operand]), **common_facts([operand])}
     tensors |= trained_tensors([operand], (1.0,), heads)
     return Computed({**options, **facts}, tensors, common_record([operand]))

@@ -1,11 +1,13 @@
-"""The strength of a saved delta, expressed in the alpha of a LoRA, which every other format has."""
+"""The strength of a saved delta: set in its config, or expressed in the alpha of a LoRA, which every other format has."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from deltahub.errors import ConfigError
+
+_WITHOUT: Final = ("prefix", "soft_prompt", "reft")  # a share of positions, keys or single tokens is not defined
 
 
 def without_strength(document: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -32,3 +34,15 @@ def without_strength(document: Mapping[str, Any]) -> Mapping[str, Any]:
     if alphas := document.get("alpha_pattern"):
         plain["alpha_pattern"] = {address: float(alpha) * strength for address, alpha in alphas.items()}
     return plain
+
+
+def strength_fault(document: Mapping[str, Any]) -> str:
+    """Return why a saved delta cannot act by a share, as a clause; empty if it can."""
+    if "delta_package" in document:
+        return (
+            f"its type comes from the package {document['delta_package']}, which alone knows whether it has a strength"
+        )
+    kinds = [document["delta_type"], *(part.get("delta_type") for part in document.get("parts", ()))]
+    if kind := next((kind for kind in kinds if kind in _WITHOUT), None):
+        return f"a {kind} has no strength: a share of what it adds, such as positions, keys or single tokens, is not defined"
+    return ""

@@ -165,6 +165,10 @@ class FusionModel(DeltaBase):
         if not deltas or any(delta.backbone_model is not deltas[0].backbone_model for delta in deltas):
             msg = "A fusion needs at least one delta, and all of them on one backbone. Load them on the same model."
             raise ConfigError(msg)
+        names = [delta.name for delta in deltas]
+        if twice := next((name for number, name in enumerate(names) if name in names[:number]), None):
+            msg = f"{twice!r} is given twice, and a fusion holds each delta once. Give it once, or with weights, the sum of both."
+            raise ConfigError(msg)
         if scaled := next((delta for delta in deltas if delta.config.strength != 1), None):
             msg = f"{scaled.name!r} acts with a strength of {scaled.config.strength:g}, which a fusion does not keep. Set it to 1, or give weights."
             raise ConfigError(msg)

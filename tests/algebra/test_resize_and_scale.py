@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from deltahub import AutoDeltaModel, LoraModel, resize, scale
+from deltahub import AutoDeltaModel, LoraModel, resize, scale, verify_lineage
 from deltahub.errors import CheckpointError, ConfigError
 from tests.algebra.making import RECORD, config_of, numbers, tensors_in, updates_of, write, write_lora, write_peft
 from tests.backbones import bert, logits_of, stir
@@ -103,5 +103,46 @@ def test_what_cannot_be_scaled_is_refused_with_the_reason(tmp_path):
     assert scale(delta, 2, tmp_path / "b", heads="first").trained == ("head.weight",)
     prompt = {"deltas.soft_embeds": numbers(3, 4, seed=1)}
     prompts = write(tmp_path / "p", {"delta_type": "soft_prompt", "soft_token_num": 3}, prompt, RECORD)
-    with pytest.raises(ConfigError, match="not linear in its parameters"):
+    with pytest.raises(ConfigError, match="a soft_prompt has no strength"):
         scale(prompts, 2, tmp_path / "c")
+    with pytest.raises(ConfigError, match="comes from the package acme-deltas"):
+        scale(
+            write(tmp_path / "q", {"delta_type": "gate", "delta_package": "acme-deltas"}, prompt, RECORD),
+            2,
+            tmp_path / "c",
+        )
+
+
+KINDS = {
+    "adalora": {"delta_type": "adalora", "init_r": 3, "target_r": 2},
+    "vera": {"delta_type": "vera", "r": 3},
+    "adapter": {"delta_type": "adapter", "bottleneck_dim": 2},
+    "dora": {"delta_type": "lora", "use_dora": True},
+    "loha": {"delta_type": "weight_update", "method": "loha"},
+    "lora with a bias": {"delta_type": "lora", "use_bias": True},
+    "union": {"delta_type": "union", "parts": [{"delta_type": "lora"}, {"delta_type": "adapter"}]},
+    "compacter": {"delta_type": "compacter", "reduction_factor": 4, "hypercomplex_division": 2},
+    "prefix": {"delta_type": "prefix"},
+    "reft": {"delta_type": "reft"},
+    "union with a prefix": {"delta_type": "union", "parts": [{"delta_type": "lora"}, {"delta_type": "prefix"}]},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_delta_of_any_type_is_scaled_as_on_a_backbone_and_refused_where_it_has_no_strength_there(kind, tmp_path):
+    backbone, scaled_backbone = bert(), bert()
+    delta = AutoDeltaModel.from_config(KINDS[kind], backbone)
+    delta.freeze_module()
+    stir(delta)
+    delta.save_finetuned(tmp_path / "a")
+    try:
+        delta.scale(-0.5)
+    except ConfigError:
+        with pytest.raises(ConfigError, match="has no strength"):
+            scale(tmp_path / "a", -0.5, tmp_path / "b")
+        return
+    scale(tmp_path / "a", -0.25, tmp_path / "b")
+    scale(tmp_path / "b", 2, tmp_path / "c")
+    AutoDeltaModel.from_finetuned(tmp_path / "c", scaled_backbone)
+    torch.testing.assert_close(logits_of(scaled_backbone), logits_of(backbone))
+    assert verify_lineage(tmp_path / "c", [tmp_path / "b"]).status == "same bytes"

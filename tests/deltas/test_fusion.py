@@ -107,3 +107,12 @@ def test_members_are_on_one_backbone():
         FusionModel.of([delta])
     with pytest.raises(ConfigError, match="a lora does something else"):
         FusionModel.of([LoraModel(bert())])
+
+
+def test_one_delta_is_not_fused_with_itself():
+    backbone = bert()
+    first, second = adapters(backbone)
+    with pytest.raises(ConfigError, match=f"{first.name!r} is given twice"):
+        FusionModel.of([first, second, first])
+    assert first.attached
+    assert second.attached
