@@ -7,8 +7,7 @@ A handle is not a module: its parameters live in the backbone, each in the `delt
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self, cast
 
@@ -19,27 +18,26 @@ from deltahub.checkpoint.config import DeltaConfig
 from deltahub.engine.building import Method, build, complete_config, refuse_unsupported
 from deltahub.engine.guards import check_name, refuse_closed
 from deltahub.engine.insertion import Insertion
-from deltahub.engine.ledger import Entry, free_name, ledger_holding, ledgers_in
+from deltahub.engine.ledger import Entry, free_name, ledgers_in
 from deltahub.engine.modules import modules_by_name
 from deltahub.engine.site import uncompiled
 from deltahub.engine.structure.blocks import check_blocks
 from deltahub.errors import ConfigError
 from deltahub.formats.writing import check_target
-from deltahub.handle import exporting, freezing, low_rank, merging, report, switching
+from deltahub.handle import exporting, freezing, low_rank, report, switching
+from deltahub.handle.attachment import handle_of
 from deltahub.handle.exporting import Exported
 from deltahub.handle.loading import load
 from deltahub.handle.low_rank import LoraConversion
-from deltahub.handle.merging import MergeReport
+from deltahub.handle.named_tensors import named_tensors
 from deltahub.handle.parameter_groups import parameter_groups
-from deltahub.handle.policy import PolicyMixin
-from deltahub.handle.saving import handle_of
-from deltahub.handle.strength import refuse_block, scaled, set_strength
-from deltahub.handle.types import class_for, delta_classes, register
+from deltahub.handle.saving import SaveLoadMixin
+from deltahub.handle.types import class_for, delta_classes, loading_class, register
 
 __all__ = ["DeltaBase", "class_for", "delta_classes", "deltas_of"]
 
 
-class DeltaBase(PolicyMixin, Method):
+class DeltaBase(SaveLoadMixin, Method):
     """The base class of all delta types; a subclass needs a config class and `new_insertion`.
 
     A subclass may override, and everything here uses, the attributes and class methods of `Method`, `delta_type` and `config_class`,
@@ -205,94 +203,8 @@ class DeltaBase(PolicyMixin, Method):
 
     @classmethod
     def _class_for(cls, delta_type: str, package: str | None) -> type[Self]:
-        """Return this class if it loads the delta type, or the class of that type if this one has none.
-
-        Raises:
-            ConfigError: this class is of another type, or the type is unknown.
-        """
-        known_class = class_for(delta_type, package)
-        if not cls.delta_type:
-            return cast("type[Self]", known_class)
-        if cls.delta_type != delta_type:
-            msg = f"{cls.__name__} loads deltas of type {cls.delta_type!r}, and this one is {delta_type!r}. Use AutoDeltaModel."
-            raise ConfigError(msg)
-        return cls
-
-    # ----- switching -----
-
-    def attach(self, module: nn.Module | None = None, reset_state_dict: bool = True) -> None:
-        """Activate the delta again, in its old place among the others.
-
-        Args:
-            module: only insertions inside this module of the backbone; by default all.
-            reset_state_dict: whether `state_dict()` of the backbone leaves out frozen tensors again, if
-                `freeze_module` had it do so.
-
-        Raises:
-            TargetError: the delta was removed, or a module that holds it was replaced.
-            AddressError: `module` is not part of the backbone.
-            MergeError: deltas are merged.
-            RouteError: a route is open.
-        """
-        self.check_places()
-        switching.attach(self.backbone_model, self._entry, module, reset_state_dict)
-
-    def detach(self, module: nn.Module | None = None, reset_state_dict: bool = True) -> None:
-        """Deactivate the delta; without other deltas, the backbone is bit for bit what it was.
-
-        Args:
-            module: only insertions inside this module of the backbone; by default all.
-            reset_state_dict: whether `state_dict()` of the backbone is complete again once no delta is attached.
-
-        Raises:
-            TargetError, AddressError, MergeError, RouteError: as for `attach`.
-        """
-        self.check_places()
-        switching.detach(self.backbone_model, self._entry, module, reset_state_dict)
-
-    def remove(self) -> None:
-        """Remove the delta for good; after the last one, the backbone is as if there had never been any.
-
-        Call `state_dict()` of the handle before, not after.
-
-        Raises:
-            TargetError, MergeError, RouteError: as for `attach`.
-        """
-        self.detach()
-        switching.forget(self.backbone_model, self._entry)
-
-    # ----- strength -----
-
-    @property
-    def strength(self) -> float:
-        """The factor of what the delta changes, as it would be saved: 1 unless `scale` set another."""
-        return self.config.strength
-
-    def scale(self, strength: float) -> None:
-        """Set the factor of what the delta changes; it is saved with the delta.
-
-        Args:
-            strength: 1 for the delta as trained, 0 for the bare backbone; more than 1 and negative values are valid too.
-
-        Raises:
-            ConfigError: it is not a finite number, the method cannot act by a share (prefixes, soft prompts), or a `scaled` block is open.
-            MergeError: deltas are merged.
-            TargetError: the delta was removed.
-        """
-        set_strength(self.backbone_model, self._entry, strength)
-
-    def scaled(self, strength: float) -> AbstractContextManager[None]:
-        """Give the delta another strength for the duration of a block, in all threads; what is saved stays as it was.
-
-        With gradient checkpointing, the backward pass belongs inside the block as well, because it recomputes parts.
-
-        Args:
-            strength: as for `scale`; it replaces the delta's own, and does not multiply it.
-
-        Raises:
-            ConfigError, MergeError, TargetError: as for `scale`, when the block begins.
-        """
-        return scaled(self.backbone_model, self._entry, strength)
+        """Return the class that loads a delta of a type; overridden where old names of classes remain."""
+        return loading_class(cls, delta_type, package)
 
     # ----- training -----
 
@@ -342,44 +254,7 @@ class DeltaBase(PolicyMixin, Method):
         """
         return parameter_groups(self.backbone_model, self._entry, lr, ratio, weight_decay)
 
-    # ----- merging -----
-
-    @property
-    def merged(self) -> bool:
-        """Whether the delta is merged into the backbone's weights."""
-        return self._entry.name in ledger_holding(self.backbone_model, self._entry).merged
-
-    def merge(self, *, requantise: bool = False) -> MergeReport:
-        """Merge the delta into the backbone's weights, so that it costs nothing in a forward pass.
-
-        The original bytes are kept in memory for `unmerge`. Until then no delta can be added, attached or detached.
-
-        Args:
-            requantise: quantise the sum of a quantised weight and the update again, with the settings of the layer. That rounds the
-                update to the few bits of the layer, by an error that the result tells for each module.
-
-        Returns:
-            The changed tensors, with the distance of each from its exact value after rounding.
-
-        Raises:
-            MergeError: the delta is merged already or detached, a `scaled` block is open, its method cannot be merged, a weight is tied to another
-                module's or quantised, or another delta acts before it in the same place. Nothing was changed.
-            TargetError: the delta was removed, or a module that holds it was replaced. Nothing was changed.
-            RouteError: a route is open.
-        """
-        self.check_places()
-        refuse_block(self._entry)
-        return merging.merge(self.backbone_model, self._entry, requantise=requantise)
-
-    def unmerge(self) -> None:
-        """Take the delta out of the weights; after the last one, every byte is as before the first merge.
-
-        Raises:
-            MergeError: the delta is not merged, or another delta was merged on top of it. Nothing was changed.
-            TargetError: as for `merge`.
-        """
-        self.check_places()
-        merging.unmerge(self.backbone_model, self._entry)
+    # ----- the delta in other forms -----
 
     def as_lora(
         self, rank: int | None = None, energy: float | None = None, *, name: str | None = None
@@ -436,6 +311,22 @@ class DeltaBase(PolicyMixin, Method):
         check_target(target, form)
         source = exporting.live(self.backbone_model, self._entry)
         return exporting.export(source, target, form, self.save_finetuned, verify)
+
+    def named_tensors(self, format: str = "deltahub") -> Iterator[tuple[str, Tensor]]:  # noqa: A002  (as in export)
+        """Iterate over the delta's tensors by the names that another program uses, for example vLLM's `load_weights`.
+
+        Args:
+            format: ``"deltahub"``: the names of a checkpoint. ``"peft"``: the names and shapes of an adapter of PEFT, as vLLM takes a LoRA.
+                ``"merged"``: the backbone's own names, with the new values of those tensors that the delta changes, in the precision
+                of the backbone; to send to a server that holds the bare backbone.
+
+        Raises:
+            ConfigError: the format is unknown or cannot hold the delta or its strength, or for ``"merged"`` another delta acts.
+            MergeError: ``"merged"``, and the delta cannot be merged, or is merged already.
+            TargetError: the delta was removed, or a module that holds it was replaced.
+        """
+        self.check_places()
+        return iter(named_tensors(self.backbone_model, self._entry, self.state_dict, format).items())
 
     # ----- reports -----
 

@@ -35,8 +35,8 @@ from deltahub.formats.diffusers import reading as diffusers_reading
 from deltahub.formats.gguf import reading as gguf_reading
 from deltahub.formats.opendelta import reading as opendelta
 from deltahub.formats.peft import reading as peft_reading
+from deltahub.handle.attachment import handle_of
 from deltahub.handle.probe import Probe, refuse_others
-from deltahub.handle.saving import handle_of
 from deltahub.handle.switching import add
 from deltahub.hub.locating import locate
 from deltahub.log import LOGGER

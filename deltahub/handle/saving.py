@@ -18,14 +18,12 @@ from torch import Tensor, nn
 from deltahub.checkpoint import checkpoint, metadata
 from deltahub.checkpoint.backbone_record import Fingerprint
 from deltahub.checkpoint.checkpoint import tensors_in
-from deltahub.checkpoint.config import DeltaConfig
 from deltahub.checkpoint.effect import STARTS, method_at_start, sides_only
 from deltahub.checkpoint.safetensors_header import usable_bytes
 from deltahub.engine.building import check_dtype
 from deltahub.engine.filling import check_fit, not_finite, refuse_larger, refuse_without_values, replaced_names
 from deltahub.engine.fingerprint import fingerprint
 from deltahub.engine.guards import refuse_adapted, refuse_merged, refuse_sharded_codes
-from deltahub.engine.insertion import Insertion
 from deltahub.engine.ledger import Entry, ledger_holding, value_of, warn_of_uncalled
 from deltahub.engine.modules import modules_by_name, own_parameters
 from deltahub.engine.overrides import overrides
@@ -34,20 +32,13 @@ from deltahub.engine.sharding import assign, done_once, full_tensor, live_value,
 from deltahub.engine.site import delta_key, is_delta_name
 from deltahub.errors import CheckpointError
 from deltahub.files.atomic import regular, staging, storage_errors, sync_file, sync_folders
+from deltahub.handle.attachment import Attachment
 from deltahub.handle.probe import Probe
-from deltahub.handle.switching import check_places
 from deltahub.handle.types import package_for
 from deltahub.log import LOGGER
 from deltahub.version import VERSION
 
 Saver = Callable[[Mapping[str, Tensor], Path], None]
-
-
-def handle_of(backbone: nn.Module, entry: Entry) -> Any:
-    """Make the handle of an entry in a backbone's ledger, without the `__init__` of its class."""
-    handle: SaveLoadMixin = object.__new__(entry.handle)
-    SaveLoadMixin.__init__(handle, backbone, entry)
-    return handle
 
 
 def save_safetensors(tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -63,55 +54,8 @@ def _read(path: Path) -> dict[str, Tensor]:
         return tensors_in(usable_bytes(file, str(path))[0], str(path))
 
 
-class SaveLoadMixin:
-    """The state of a delta on a backbone: its config and tensors, saved and restored. The name is OpenDelta's.
-
-    Args:
-        backbone_model: the backbone, or the part of a model that the delta was put on.
-        entry: the delta's entry in the ledger there.
-    """
-
-    def __init__(self, backbone_model: nn.Module, entry: Entry) -> None:
-        self.backbone_model = backbone_model
-        self._entry = entry
-
-    @property
-    def name(self) -> str:
-        """The delta's name on this backbone."""
-        return self._entry.name
-
-    @property
-    def config(self) -> DeltaConfig:
-        """The delta's configuration."""
-        return self._entry.config
-
-    @property
-    def insertions(self) -> Mapping[str, Insertion]:
-        """The delta's insertions by real module name."""
-        return self._entry.insertions
-
-    @property
-    def attached(self) -> bool:
-        """Whether the delta is active."""
-        return self._entry.attached
-
-    def check_places(self) -> None:
-        """Check that the modules and tensors that the delta was put on are still in the backbone.
-
-        Raises:
-            TargetError: the delta was removed, or a module that holds it or a tensor that it replaced has been exchanged since.
-        """
-        check_places(self.backbone_model, self._entry)
-
-    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Yield the delta's own parameters, named as in a checkpoint: ``<address>.deltas.<parameter>``."""
-        for address, insertion in self.insertions.items():
-            for key, parameter in insertion.named_parameters():
-                yield delta_key(address, key), parameter
-
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """Iterate over the delta's own parameters."""
-        return (parameter for _, parameter in self.named_parameters())
+class SaveLoadMixin(Attachment):
+    """A delta on a backbone, saved and restored. The name is OpenDelta's."""
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return all tensors of the delta: its own, and those of the backbone that it trains or replaced.
@@ -247,10 +191,7 @@ class SaveLoadMixin:
             TargetError: the delta was removed, or a module with it has been replaced since.
             StorageError: the disk is full or not writable; no partial delta is left.
         """
-        folder = Path(finetuned_delta_path).expanduser()
-        if folder.is_file():
-            msg = f"{folder} is a file; expected a folder to save into. Choose another path."
-            raise CheckpointError(msg)
+        folder = _folder(finetuned_delta_path, alone=not save_config)
         facts = metadata.gather(center_args, center_args_pool, list_tags, dict_tags, test_result, usage)
         modules = modules_by_name(self.backbone_model)
         refuse_adapted(modules)
@@ -260,28 +201,18 @@ class SaveLoadMixin:
         warn_of_uncalled(self.backbone_model, self._entry)
         tensors = self._tensors_to_save(state_dict, dtype)
         if not save_config:
-            if checkpoint.is_checkpoint(folder):
-                msg = f"{folder} holds a delta, whose config vouches for its tensors. Save tensors alone to another folder."
-                raise CheckpointError(msg)
             self.save_checkpoint(folder / checkpoint.WEIGHTS, save_function, tensors)
             return
         package = package_for(self._entry.handle, self.config.delta_type)
         config, tensors = self._entry.handle.as_saved(self.config, tensors)
         description = {**config.to_dict(), **({"delta_package": package} if package else {})}
         identity = with_samples(fingerprint(self.backbone_model, replaced_names(tensors)), self.backbone_model)
+        document = _document(self.backbone_model, self._entry, description, identity, facts)
 
         def write() -> None:
-            _write(
-                self.backbone_model,
-                self._entry,
-                description,
-                folder,
-                tensors,
-                identity,
-                facts,
-                save_function,
-                probe_bytes,
-            )
+            card = _card(document, tensors)
+            checkpoint.write(folder, document, tensors, identity, card, save_function, probe_bytes)
+            LOGGER.info("The delta has been saved in %s (%d tensors)", folder, len(tensors))
             if delay_push:
                 print(f"deltahub push {shlex.quote(str(folder))}")  # noqa: T201  (OpenDelta prints the command to run later)
             elif push_to_dc:
@@ -314,24 +245,40 @@ def _gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: full_tensor(tensor) for name, tensor in sorted(tensors.items())}  # in the same order on every process
 
 
-def _write(
+def _folder(path: str | os.PathLike[str], *, alone: bool) -> Path:
+    """Return the folder to save into.
+
+    Args:
+        alone: whether the tensors are saved without a config.
+
+    Raises:
+        CheckpointError: it is a file, or tensors alone would break the delta there.
+    """
+    folder = Path(path).expanduser()
+    if folder.is_file():
+        msg = f"{folder} is a file; expected a folder to save into. Choose another path."
+        raise CheckpointError(msg)
+    if alone and checkpoint.is_checkpoint(folder):
+        msg = f"{folder} holds a delta, whose config vouches for its tensors. Save tensors alone to another folder."
+        raise CheckpointError(msg)
+    return folder
+
+
+def _document(
     backbone: nn.Module,
     entry: Entry,
     description: Mapping[str, Any],
-    folder: Path,
-    tensors: Mapping[str, Tensor],
     identity: Fingerprint,
-    facts: dict[str, Any],
-    save: Saver,
-    probe: bytes | None,
-) -> None:
-    from deltahub.checkpoint.card import model_card
+    facts: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return the config of a checkpoint, without the digests of its files.
 
-    counts = {
-        "delta": sum(tensor.numel() for name, tensor in tensors.items() if is_delta_name(name)),
-        "total": sum(tensor.numel() for tensor in tensors.values()),
-    }
-    document = {
+    Args:
+        description: the options of the delta.
+        identity: the record of the backbone.
+        facts: the metadata.
+    """
+    return {
         "format_version": 1,
         "deltahub_version": VERSION,
         "transformers_version": installed("transformers"),
@@ -342,8 +289,16 @@ def _write(
         "parents": list(entry.parents),
         "metadata": facts,
     }
-    checkpoint.write(folder, document, tensors, identity, model_card(document, counts), save, probe)
-    LOGGER.info("The delta has been saved in %s (%d tensors)", folder, len(tensors))
+
+
+def _card(document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    from deltahub.checkpoint.card import model_card
+
+    counts = {
+        "delta": sum(tensor.numel() for name, tensor in tensors.items() if is_delta_name(name)),
+        "total": sum(tensor.numel() for tensor in tensors.values()),
+    }
+    return model_card(document, counts)
 
 
 def _warn_if_whole(backbone: nn.Module, tensors: Mapping[str, Tensor]) -> None:

@@ -53,6 +53,24 @@ def class_for(delta_type: object, package: str | None = None) -> type[Any]:
     return _class_of(entry)
 
 
+def loading_class(cls: type[Any], delta_type: str, package: str | None) -> type[Any]:
+    """Return a subclass of DeltaBase if it loads deltas of a type, or the class of that type if this one has none of its own.
+
+    Args:
+        package: see `class_for`.
+
+    Raises:
+        ConfigError: the class is of another type, or the type is unknown.
+    """
+    known_class = class_for(delta_type, package)
+    if not cls.delta_type:
+        return known_class
+    if cls.delta_type != delta_type:
+        msg = f"{cls.__name__} loads deltas of type {cls.delta_type!r}, and this one is {delta_type!r}. Use AutoDeltaModel."
+        raise ConfigError(msg)
+    return cls
+
+
 def package_for(cls: type[Any], config_type: str) -> str | None:
     """Return the package that a saved delta has to name so that it is loaded as its class; None for a built-in type.
 
