@@ -198,7 +198,7 @@ def _key(path: Path | None) -> PrivateKey | None:
 
 def _require_folders(folders: Sequence[Path]) -> None:
     """Refuse a mistyped path, which stops all pushes; a file, or a folder without an intact delta, stops only its own."""
-    from deltahub.checkpoint.checkpoint import read_document
+    from deltahub.checkpoint.config_file import read_document
 
     for folder in folders:
         if not folder.exists():

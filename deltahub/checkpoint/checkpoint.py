@@ -24,10 +24,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from deltahub.checkpoint.backbone_record import Fingerprint
 from deltahub.checkpoint.config import check_document
-from deltahub.checkpoint.damaged import refuse_damaged
+from deltahub.checkpoint.config_file import CONFIG, LARGEST_CONFIG, PICKLE, config_bytes, parse_document, read_document
 from deltahub.checkpoint.manifest import DELTA_PART, FileEntry, Manifest, TensorEntry
 from deltahub.checkpoint.safetensors_header import require_usable, tensor_table, usable_bytes
-from deltahub.errors import CheckpointError, IntegrityError, MissingFolderError
+from deltahub.errors import CheckpointError, IntegrityError
 from deltahub.files.atomic import (
     REPLACED,
     STAGE,
@@ -41,30 +41,43 @@ from deltahub.files.atomic import (
     sync_folders,
     write_synced,
 )
-from deltahub.files.documents import parse
 from deltahub.reference import Digest
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-CONFIG: Final = "delta_config.json"
+__all__ = [
+    "BACKBONE",
+    "CARD",
+    "CONFIG",
+    "CONVERTED",
+    "LARGEST",
+    "LARGEST_CONFIG",
+    "PICKLE",
+    "PROBE",
+    "RESUMED",
+    "WEIGHTS",
+    "Checkpoint",
+    "Saver",
+    "describe",
+    "is_checkpoint",
+    "listed_files",
+    "manifest_of",
+    "parse_document",
+    "read",
+    "read_document",
+    "tensors_in",
+    "verified_bytes",
+    "write",
+]
+
 WEIGHTS: Final = "delta.safetensors"
 BACKBONE: Final = "backbone.json"
 PROBE: Final = "probe.safetensors"
 CARD: Final = "README.md"
-PICKLE: Final = "pytorch_model.bin"  # OpenDelta's file
-LARGEST_CONFIG: Final = 8 << 20  # maximum bytes of a config to read
 LARGEST: Final = 256 << 20  # maximum bytes of any other file except the tensors
 RESUMED: Final = "resumed"  # relation to the parent delta: training was resumed,
 CONVERTED: Final = "converted"  # or the delta was converted from another format
-_OTHERS: Final = (  # content of a folder without a delta, by the name of a file in it; the last match wins
-    ("config.json", "a model, which from_pretrained of transformers loads"),
-    (
-        "adapter_config.json",
-        "an adapter of another library, which AutoDeltaModel.from_finetuned loads on its backbone if it is complete",
-    ),
-)
-
 Saver = Callable[[Mapping[str, "Tensor"], Path], None]
 
 
@@ -94,74 +107,6 @@ class Checkpoint:
 def is_checkpoint(folder: Path) -> bool:
     """Return whether `folder` holds a delta saved by DeltaHub."""
     return (folder / CONFIG).is_file()
-
-
-def read_document(folder: Path, expected: str | None = None) -> dict[str, Any]:
-    """Read and validate `delta_config.json`.
-
-    Args:
-        expected: its sha256, 64 hex digits, if known; checked on the bytes that are used.
-
-    Raises:
-        IntegrityError: the file has another sha256.
-        CheckpointError: the file is missing or not JSON.
-        ConfigError: a value is invalid.
-    """
-    return parse_document(_document_bytes(folder, expected), str(folder / CONFIG))
-
-
-def _document_bytes(folder: Path, expected: str | None = None) -> bytes:
-    path = folder / CONFIG
-    if not folder.exists():
-        msg = f"There is no folder {folder}. Check the path; it is the one that save_finetuned wrote."
-        raise MissingFolderError(msg)
-    if folder.is_file():
-        msg = f"{folder} is a file, and a delta is a folder. Name the folder that it is in."
-        raise CheckpointError(msg)
-    if not path.is_file():
-        refuse_damaged(folder)
-        remedy = (
-            "Expected a folder that save_finetuned wrote, or one with a delta of PEFT, AdapterHub, OpenDelta, diffusers, kohya or "
-            "llama.cpp (GGUF)."
-        )
-        for name, contents in _OTHERS:
-            if (folder / name).is_file():
-                remedy = f"It holds {contents}."
-        if (folder / PICKLE).is_file():
-            remedy = (
-                f"Its {PICKLE} is a pickle, which is neither pushed nor opened unasked: if you trust its author, load it "
-                "with AutoDeltaModel.from_finetuned(..., allow_pickle=True) and save_finetuned() it as safetensors."
-            )
-        msg = f"{folder} holds no delta: {CONFIG} is missing. {remedy}"
-        raise CheckpointError(msg)
-    data = read_limited(path, LARGEST_CONFIG)
-    if expected and (digest := hashlib.sha256(data).hexdigest()) != expected:
-        raise IntegrityError(str(path), Digest.of_hex(expected), Digest.of_hex(digest), "Fetch the delta again.")
-    return data
-
-
-def parse_document(data: bytes, path: str) -> dict[str, Any]:
-    """Read and validate the content of `delta_config.json`.
-
-    Args:
-        path: the path of the file, for messages.
-
-    Raises:
-        CheckpointError: the content is not JSON.
-        ConfigError: a value is invalid.
-    """
-    try:
-        document = parse(data)
-    except ValueError as error:
-        msg = f"{path} is not JSON ({error}). Restore it, or save the delta again."
-        raise CheckpointError(msg) from error
-    if not isinstance(document, dict):
-        msg = (
-            f"{path} holds {document!r:.40}, expected an object with the delta's options. Restore it, or save it again."
-        )
-        raise CheckpointError(msg)
-    check_document(document)
-    return document
 
 
 def verified_bytes(folder: Path, name: str, document: Mapping[str, Any]) -> bytes:
@@ -233,7 +178,7 @@ def read(folder: Path, *, with_backbone: bool = True, config_sha256: str | None 
         ConfigError: a value in the config is invalid.
         IntegrityError: a file differs from the one saved.
     """
-    config = _document_bytes(folder, config_sha256)
+    config = config_bytes(folder, config_sha256)
     document = parse_document(config, str(folder / CONFIG))
     weights, table = _verified(folder, WEIGHTS, document)
     fingerprint = None
@@ -273,7 +218,7 @@ def describe(folder: Path) -> Manifest:
         ConfigError: a value in the config is invalid.
         IntegrityError: a file differs from the one saved.
     """
-    config = _document_bytes(folder)
+    config = config_bytes(folder)
     document = parse_document(config, str(folder / CONFIG))
     listed = listed_files(document, str(folder / CONFIG))
     _refuse_foreign_card(folder)
