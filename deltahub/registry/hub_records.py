@@ -118,7 +118,13 @@ SESSIONS: Final = Kind(
     "a sign-in of a browser",
     "It is refused. Delete that key, and sign in again.",
 )
-KINDS: Final = (TOKENS, REPOSITORIES, UPLOADS, PARTS, KEYS, SESSIONS)
+WEBHOOKS: Final = Kind(
+    "hub/webhooks/",
+    "webhook.v1",
+    "a webhook",
+    "Nothing is sent for it. Delete that key, and create the webhook again.",
+)
+KINDS: Final = (TOKENS, REPOSITORIES, UPLOADS, PARTS, KEYS, SESSIONS, WEBHOOKS)
 
 
 def repository_key(path: str) -> str:

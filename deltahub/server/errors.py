@@ -30,6 +30,7 @@ from deltahub.errors import (
 REPO_NOT_FOUND: Final = "RepoNotFound"
 REVISION_NOT_FOUND: Final = "RevisionNotFound"
 ENTRY_NOT_FOUND: Final = "EntryNotFound"
+NOT_SUPPORTED: Final = "NotSupported"  # by this hub; the Hub has it
 _LONGEST_HEADER: Final = 500
 
 

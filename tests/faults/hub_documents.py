@@ -13,6 +13,7 @@ from deltahub.server.records import Record, Records
 from deltahub.server.sessions import Sessions
 from deltahub.server.tokens import Tokens
 from deltahub.server.upload_urls import Signer
+from deltahub.server.webhooks import Watched, Webhook, Webhooks
 from deltahub.stores.base import Store
 
 PART: Final = ("acme/plan", "1" * 64, 1)  # the delta, the sha256 of the whole file, and the number of the part
@@ -20,7 +21,7 @@ S = TypeVar("S", bound=Store)
 
 
 def store_one_of_each(store: S, file: Path) -> S:
-    """Put a token, a session, a private repository, an upload of one part and a key for addresses into a store.
+    """Put a token, a session, a webhook, a private repository, an upload of one part and a key for addresses into a store.
 
     Args:
         file: the part.
@@ -29,6 +30,10 @@ def store_one_of_each(store: S, file: Path) -> S:
     Sessions(store).create(token.id)
     Records(store).change("acme/plan", lambda _: Record("2026-01-02T03:04:05Z", "ada", private=True))
     Signer(store).signed("", {})
+    watched, time = (Watched("org", "acme"),), "2026-01-02T03:04:05Z"
+    Webhooks(store).save(
+        Webhook("0" * 24, "ci", token.id, "https://example.org", watched, ("repo",), None, disabled=False, created=time)
+    )
     uploads.keep_part(store, *PART, sha256_file(file)[0], file, "ada")
     return store
 

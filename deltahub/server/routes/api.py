@@ -18,11 +18,13 @@ from deltahub.server.routes import (
     trees,
     unsupported,
     uploads,
+    webhooks,
 )
 
 routes: Final = [
     *unsupported.routes,  # first: its data set routes must not be matched as a repository's name
     *identity.routes,
+    *webhooks.routes,
     *lifecycle.routes,
     *listing.routes,
     *revisions.routes,
