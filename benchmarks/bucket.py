@@ -19,7 +19,8 @@ from deltahub.cache.cache import Cache
 from deltahub.hub.hub import Hub
 from deltahub.reference import Reference
 from deltahub.registry.registry import Registry
-from deltahub.stores.bucket import Patience, connect
+from deltahub.stores.bucket import Patience
+from deltahub.stores.bucket_clients import connect
 from deltahub.stores.bucket_store import BucketStore
 
 sys.path.insert(0, str(Path(__file__).parents[1]))

@@ -27,13 +27,6 @@ BackboneOpt = Annotated[
         help="The backbone's folder, or its id in the cache: for a delta of another library, for merged, --verify and --as-lora, and where a format asks for it.",
     ),
 ]
-NoCheckHashOpt = Annotated[
-    bool,
-    typer.Option(
-        "--no-check-hash",
-        help="Use a backbone that is not the recorded one, such as the full precision of a quantised one.",
-    ),
-]
 VerifyOpt = Annotated[
     bool,
     typer.Option("--verify", help="Load what was written, and compare its outputs on the backbone before saying done."),
@@ -55,7 +48,13 @@ def convert(
         ),
     ] = None,
     energy: EnergyOpt = None,
-    no_check_hash: NoCheckHashOpt = False,
+    no_check_hash: Annotated[
+        bool,
+        typer.Option(
+            "--no-check-hash",
+            help="Use a backbone that is not the recorded one, such as the full precision of a quantised one.",
+        ),
+    ] = False,
     allow_pickle: OpenPickleOpt = False,
     as_json: JsonOpt = False,
     quiet: QuietOpt = False,

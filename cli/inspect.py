@@ -76,14 +76,11 @@ def inspect(
 def inspect_delta(folder: Path, out: Output) -> None:
     """Print the config and the tensors of a saved delta."""
     from deltahub.checkpoint.foreign import has_unread
-    from deltahub.checkpoint.foreign_methods import why_not_loaded
     from deltahub.checkpoint.from_files import describe
 
     manifest = describe(folder, allow_pickle=True)
     if out.as_json:
-        print_json(
-            {"digest": manifest.digest, "not_loaded": why_not_loaded(manifest.config) or None, **asdict(manifest)}
-        )
+        print_json({"digest": manifest.digest, **asdict(manifest)})
         return
     config = [(key, str(value)) for key, value in sorted(manifest.config.items()) if key != "metadata"]
     out.rows(("option", "value"), config, key=None)
@@ -92,8 +89,6 @@ def inspect_delta(folder: Path, out: Output) -> None:
     if not out.quiet:
         if "delta_package" in manifest.config:
             say(f"method: {method_text(manifest.config)}", err=True)
-        if reason := why_not_loaded(manifest.config):
-            say(reason, err=True)
         count = manifest.parameters
         total = "an unknown number of" if has_unread(manifest) else f"{count['total']:,}"  # a pickle is not opened
         say(f"{total} parameters, {size_text(manifest.size)}, {manifest.digest}", err=True)

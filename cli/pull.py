@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,9 +11,9 @@ import typer
 
 from deltahub.formats.writing import Format
 
-from .convert import FORMATS, BackboneOpt, NoCheckHashOpt, VerifyOpt, print_exported
+from .convert import FORMATS, BackboneOpt, print_exported
 from .errors import exit_code
-from .options import JsonOpt, OpenPickleOpt, QuietOpt
+from .options import JsonOpt, QuietOpt
 from .output import Output, print_json, say, size_text
 from .sign import RequireOpt, TrustOpt, trusted
 
@@ -60,9 +60,6 @@ def pull(
     force: ForceOpt = False,
     form: FormatOpt = Format.DELTAHUB,
     backbone: BackboneOpt = None,
-    verify: VerifyOpt = False,
-    no_check_hash: NoCheckHashOpt = False,
-    allow_pickle: OpenPickleOpt = False,
     require: RequireOpt = False,
     trust: TrustOpt = None,
     json: JsonOpt = False,
@@ -90,8 +87,7 @@ def pull(
 
     if to and len(refs) > 1:
         raise typer.BadParameter("--to takes the files of one delta. Pull them one by one, or leave it out.")
-    options = {"backbone": backbone, "verify": verify, "no_check_hash": no_check_hash, "allow_pickle": allow_pickle}
-    _check_export(form, to, options)
+    _check_export(form, to, backbone)
     out = Output(as_json=json, quiet=quiet)
     hub = Hub.open()
     references = [_at(parse_reference(ref), source) for ref in refs]
@@ -105,16 +101,13 @@ def pull(
     with out.transfer("Pulling") as callbacks:
         pulled = hub.pull(references[0], to=copied, force=force, transfer=Transfer(*callbacks), trust=keys)
     if form is not Format.DELTAHUB and to is not None:
-        _write(out, pulled, to, form, options)
+        _write(out, pulled, to, form, backbone)
     else:
         _print_one(out, pulled)
 
 
-def _check_export(form: Format, to: Path | None, options: Mapping[str, Any]) -> None:
+def _check_export(form: Format, to: Path | None, backbone: str | None) -> None:
     """Refuse options that cannot be combined.
-
-    Args:
-        options: those of the conversion, by name.
 
     Raises:
         BadParameter: the options cannot be combined.
@@ -122,12 +115,11 @@ def _check_export(form: Format, to: Path | None, options: Mapping[str, Any]) -> 
     if form is not Format.DELTAHUB and to is None:
         msg = f"--format {form} writes a folder: name it with --to DIR."
         raise typer.BadParameter(msg)
-    given = next((name for name, value in options.items() if value), None)
-    if given and form is Format.DELTAHUB:
-        raise typer.BadParameter(f"--{given.replace('_', '-')} is for another --format, such as peft. Leave it out.")
+    if backbone is not None and form is Format.DELTAHUB:
+        raise typer.BadParameter("--backbone is for another --format, such as peft. Leave it out.")
 
 
-def _write(out: Output, pulled: Pulled, to: Path, form: Format, options: Mapping[str, Any]) -> None:
+def _write(out: Output, pulled: Pulled, to: Path, form: Format, backbone: str | None) -> None:
     """Write a pulled delta in another format, and print how to load it."""
     from deltahub.conversion.convert import convert
 
@@ -136,16 +128,7 @@ def _write(out: Output, pulled: Pulled, to: Path, form: Format, options: Mapping
         "version": pulled.reference.version,
         "digest": pulled.digest,
     }
-    exported = convert(
-        pulled.folder,
-        to,
-        form,
-        backbone=options["backbone"],
-        verify=options["verify"],
-        check_hash=not options["no_check_hash"],
-        allow_pickle=options["allow_pickle"],
-    )
-    print_exported(out, exported, facts)
+    print_exported(out, convert(pulled.folder, to, form, backbone=backbone), facts)
 
 
 def _print_one(out: Output, pulled: Pulled) -> None:

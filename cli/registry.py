@@ -16,21 +16,27 @@ from .sign import RequireOpt, TrustOpt, trusted
 if TYPE_CHECKING:
     from deltahub.settings.source_entry import SourceEntry
     from deltahub.settings.user import Settings
-from .source import EndpointOpt, NameArg, ProfileOpt, RegionOpt, UncheckedOpt, add_checked, forget
+from .source import EndpointOpt, NameArg, OptionOpt, ProfileOpt, RegionOpt, UncheckedOpt, add_checked, forget
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Configure registries beside the local one: folders, and buckets of S3 servers.",
+    help="Configure registries beside the local one: folders, and buckets of S3, Google Cloud Storage and Azure.",
 )
 
 
 @app.command()
 def add(
     name: NameArg,
-    url: Annotated[str, typer.Argument(metavar="URL", help="A folder, or s3://bucket/prefix.")],
+    url: Annotated[
+        str,
+        typer.Argument(
+            metavar="URL", help="A folder, s3://bucket/prefix, gs://bucket/prefix or az://container/prefix."
+        ),
+    ],
     endpoint: EndpointOpt = None,
     region: RegionOpt = None,
     profile: ProfileOpt = None,
+    option: OptionOpt = None,
     unchecked: UncheckedOpt = False,
     require: RequireOpt = False,
     trust: TrustOpt = None,
@@ -47,6 +53,8 @@ def add(
     [dim]deltahub registry add team /mnt/team/deltas --require-signature --trust release.pub[/dim]
 
     [dim]deltahub registry add team s3://acme/deltas --endpoint https://s3.acme.org --profile acme[/dim]
+
+    [dim]deltahub registry add team az://deltas/acme --option account_name=acmestorage[/dim]
     """
     from deltahub.errors import ConfigError
     from deltahub.settings.source_entry import HUB, SourceEntry
@@ -55,7 +63,7 @@ def add(
         raise typer.BadParameter(
             "--require-signature and --trust KEY.pub belong together: one requires signatures, the other names the trusted keys."
         )
-    entry = SourceEntry.checked(name, url, endpoint=endpoint, region=region, profile=profile)
+    entry = SourceEntry.checked(name, url, endpoint=endpoint, region=region, profile=profile, options=option or ())
     entry = replace(entry, trust=trusted(require, trust))
     if entry.kind == HUB:
         msg = f"{url} is a hub, not a registry. Add it with: deltahub source add {name} {url}"

@@ -66,7 +66,6 @@ def show(ref: RefArg, json: JsonOpt = False, quiet: QuietOpt = False) -> None:
 def _facts(resolved: Resolved, document: ReferenceDocument, version: str, entry: Version) -> dict[str, Any]:
     """Return all facts about a version, for `--json`."""
     from deltahub.checkpoint.foreign import has_unread
-    from deltahub.checkpoint.foreign_methods import why_not_loaded
     from deltahub.registry.entries import metrics_of
 
     counts = resolved.manifest.parameters
@@ -86,7 +85,6 @@ def _facts(resolved: Resolved, document: ReferenceDocument, version: str, entry:
         "removed": {name: asdict(removal) for name, removal in document.removed.items()},
         "kind": resolved.manifest.kind,
         "config": dict(resolved.manifest.config),
-        "not_loaded": why_not_loaded(resolved.manifest.config) or None,
         "parameters": dict.fromkeys(counts) if has_unread(resolved.manifest) else dict(counts),
         "metrics": metrics_of(resolved.manifest, entry.summary),
         "description": entry.summary.get("description", ""),
@@ -118,7 +116,6 @@ def _content(manifest: Manifest) -> list[tuple[str, str]]:
     """Describe the content of a version."""
     from deltahub.checkpoint.default_name import backbone_name
     from deltahub.checkpoint.foreign import has_unread
-    from deltahub.checkpoint.foreign_methods import why_not_loaded
     from deltahub.checkpoint.manifest import FILES
     from deltahub.registry.entries import option_words, summary_of
 
@@ -137,7 +134,6 @@ def _content(manifest: Manifest) -> list[tuple[str, str]]:
                 "parameters",
                 f"{total:,}" if not has_unread(manifest) else "unknown: its weights are a pickle, which is not opened",
             ),
-            *([("loading", reason)] if (reason := why_not_loaded(config)) else []),
         ]
     return [
         ("method", method_text(config)),

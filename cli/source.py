@@ -19,11 +19,20 @@ app = typer.Typer(
 
 NameArg = Annotated[str, typer.Argument(metavar="NAME", help="Name of the source in references.")]
 EndpointOpt = Annotated[
-    str | None, typer.Option("--endpoint", metavar="URL", help="The S3 server of a bucket, if it is not AWS.")
+    str | None,
+    typer.Option("--endpoint", metavar="URL", help="The server of a bucket, if it is not the service's own."),
 ]
-RegionOpt = Annotated[str | None, typer.Option("--region", help="The region of a bucket.")]
+RegionOpt = Annotated[str | None, typer.Option("--region", help="The region of a bucket in S3.")]
 ProfileOpt = Annotated[
     str | None, typer.Option("--profile", help="The profile of ~/.aws that has the keys; else the environment has.")
+]
+OptionOpt = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--option",
+        metavar="NAME=VALUE",
+        help="A setting of a bucket's client, such as sse_kms_key_id=KEY or account_name=NAME; may be repeated.",
+    ),
 ]
 UncheckedOpt = Annotated[bool, typer.Option("--unchecked", help="Add it without checking that it can be read.")]
 NamespacesOpt = Annotated[
@@ -74,11 +83,14 @@ def add(
     name: NameArg,
     url: Annotated[
         str,
-        typer.Argument(metavar="URL", help="A registry's folder or s3://bucket/prefix, or a hub's https:// address."),
+        typer.Argument(
+            metavar="URL", help="A registry's folder or bucket (s3://, gs://, az://), or a hub's https:// address."
+        ),
     ],
     endpoint: EndpointOpt = None,
     region: RegionOpt = None,
     profile: ProfileOpt = None,
+    option: OptionOpt = None,
     token_env: Annotated[
         str | None,
         typer.Option(
@@ -107,6 +119,7 @@ def add(
         name,
         url,
         namespaces=split_tags(namespaces),
+        options=option or (),
         endpoint=endpoint,
         region=region,
         profile=profile,

@@ -182,7 +182,7 @@ class FingerprintMismatch(DeltaHubError):
         return (
             f"This delta was trained on another backbone ({self.level}): {self.difference}. "
             f"Expected fingerprint {self.expected}, found {self.found}. "
-            f"Load the backbone that the delta was trained on, or pass{structure} check_hash=False to attach it anyway (deltahub convert and pull: --no-check-hash)."
+            f"Load the backbone that the delta was trained on, or pass{structure} check_hash=False to attach it anyway (deltahub convert: --no-check-hash)."
         )
 
     @property

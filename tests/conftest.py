@@ -52,7 +52,7 @@ _NOBODY = 65534
 
 _TESTS = Path(__file__).parent
 _GRIDS = {"algebra", "deltas", "engine", "formats", "handle", "picker", "sources", "stores", "training"}
-_S3 = {"bucket", "moto", "s3", "seaweed"}
+_S3 = {"azure", "bucket", "moto", "s3", "seaweed"}
 _QUICK = 4
 
 # How long an example takes depends on what else the machine is doing, and decides nothing.

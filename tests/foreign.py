@@ -73,22 +73,9 @@ def llama_cpp(folder: Path) -> None:
     writer.close()
 
 
-def fusion(folder: Path) -> None:
-    """Write an AdapterFusion of AdapterHub with its two adapters in folders of their own."""
-    for name in ("a", "b"):
-        (folder / name).mkdir()
-        document = {"config": {"non_linearity": "relu"}, "name": name, "version": "adapters.1.3.0"}
-        (folder / name / "adapter_config.json").write_text(json.dumps(document))
-        save_file(tensors(f"adapters.{name}.down"), folder / name / "adapter.safetensors")
-    document = {"config": {"key": True}, "adapter_names": ["a", "b"], "model_name": "bert-base-uncased"}
-    (folder / "adapter_fusion_config.json").write_text(json.dumps({**document, "version": "adapters.1.3.0"}))
-    save_file(tensors("adapter_fusion_layer.a,b.key"), folder / "model_adapter_fusion.safetensors")
-
-
 FOLDERS = {
     "peft": (peft, {"peft_type": "LORA", "base_revision": "abc", "options": {"r": 4, "target_modules": ["q_proj"]}}),
     "adapters": (adapters, {"method": "lora", "base_model": "bert-base-uncased"}),
-    "fusion": (fusion, {"method": "fusion", "base_model": "bert-base-uncased"}),
     "opendelta": (opendelta, {"method": "lora", "base_model": "t5-base"}),
     "diffusers": (diffusers, {"method": "lora", "options": {"r": 4}}),
     "kohya": (kohya, {"method": "loha"}),

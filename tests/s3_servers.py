@@ -190,7 +190,7 @@ def _started(new: Callable[[], Server]) -> Server:
         raise
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:
@@ -220,7 +220,7 @@ def _seaweed(binary: Path, folder: Path) -> Server:
     (folder / "identities.json").write_text(json.dumps(_IDENTITIES), "utf-8")
     names = [f"{part}.{port}" for part in ("master", "volume", "filer", "s3") for port in ("port", "port.grpc")]
     names += ["s3.port.iceberg", "s3.port.lance"]
-    ports = dict(zip(names, _free_ports(len(names)), strict=True))
+    ports = dict(zip(names, free_ports(len(names)), strict=True))
     command = [str(binary), "-logdir", str(folder), "server", "-dir", str(folder / "data"), "-s3"]
     command += ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-volume.max=100", "-master.volumeSizeLimitMB=16"]
     command += [f"-s3.config={folder / 'identities.json'}", "-s3.autoCreateBucket=false", "-master.telemetry=false"]
@@ -240,7 +240,7 @@ def new_moto(folder: Path) -> Iterator[Server]:
     """A moto server, whose output goes to `folder`."""
 
     def new() -> Server:
-        (port,) = _free_ports(1)
+        (port,) = free_ports(1)
         return Server([sys.executable, "-c", _MOTO, "-p", str(port)], f"http://127.0.0.1:{port}", folder / "moto.log")
 
     server = _started(new)

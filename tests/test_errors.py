@@ -94,7 +94,7 @@ EXAMPLES = [
         FingerprintMismatch("incompatible", "missing a", "aa", "bb"),
         (
             "This delta was trained on another backbone (incompatible): missing a. Expected fingerprint aa, found bb. "
-            "Load the backbone that the delta was trained on, or pass check_hash=False to attach it anyway (deltahub convert and pull: --no-check-hash)."
+            "Load the backbone that the delta was trained on, or pass check_hash=False to attach it anyway (deltahub convert: --no-check-hash)."
         ),
     ),
     (
@@ -109,7 +109,7 @@ EXAMPLES = [
         (
             "This delta was trained on another backbone (other precision): a is float16, expected float32. "
             "Expected fingerprint aa, found bb. Load the backbone that the delta was trained on, or pass "
-            'check_hash="structure" to accept other weights of the same shape, or check_hash=False to attach it anyway (deltahub convert and pull: --no-check-hash).'
+            'check_hash="structure" to accept other weights of the same shape, or check_hash=False to attach it anyway (deltahub convert: --no-check-hash).'
         ),
     ),
     (ReferenceSyntaxError("Bad name."), "Bad name."),

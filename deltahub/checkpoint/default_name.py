@@ -2,33 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
-import unicodedata
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from deltahub.reference import default_namespace
-
-_LONGEST: Final = 96  # characters of a name
-_DIGITS: Final = 8  # of the hash at the end of one that is cut
-_LETTERS: Final = str.maketrans(
-    {
-        "ß": "ss",
-        "æ": "ae",
-        "Æ": "AE",
-        "œ": "oe",
-        "Œ": "OE",
-        "ø": "o",
-        "Ø": "O",
-        "đ": "d",
-        "Đ": "D",
-        "ł": "l",
-        "Ł": "L",
-        "\u0131": "i",
-    }
-)
 
 
 def backbone_name(config: Mapping[str, Any]) -> str:
@@ -73,18 +52,8 @@ def folder_name(folder: Path, namespace: str) -> str:
 
 
 def plain_name(text: str) -> str:
-    """Reduce a text to the characters allowed in a name, so that different letters stay different.
-
-    Accents are dropped, a letter without a plain form becomes its code point (``"模"`` to ``"u6a21"``), every other run of
-    characters becomes a dash, and a name that is too long ends in a hash.
-    """
-    unaccented = "".join(
-        it for it in unicodedata.normalize("NFKD", text.translate(_LETTERS)) if not unicodedata.combining(it)
-    )
-    plain = re.sub(r"(?![A-Za-z0-9])[^\W_]", lambda it: f"-u{ord(it[0]):x}-", unaccented)
-    name = re.sub(r"[^A-Za-z0-9._]+", "-", plain)
+    """Reduce a text to the characters allowed in a name."""
+    name = re.sub(r"[^A-Za-z0-9._]+", "-", text)
     name = re.sub(r"\.{2,}", ".", name)
-    if len(name) > _LONGEST:
-        name = f"{name[: _LONGEST - _DIGITS - 1]}-{hashlib.sha256(text.encode(errors='surrogateescape')).hexdigest()[:_DIGITS]}"
-    name = name.strip("-._") or "delta"
+    name = name[:96].strip("-._") or "delta"
     return re.sub(r"[.-]*\.(git|ipynb|json|lock)$", r"-\1", name, flags=re.IGNORECASE)  # reserved endings

@@ -2,7 +2,6 @@
 
     peft        adapter_config.json with a peft_type          adapter_model.safetensors, or .bin
     adapters    adapter_config.json of AdapterHub             adapter.safetensors or pytorch_adapter.bin, and a head
-                adapter_fusion_config.json                    its weights, and a folder for each of its adapters
     opendelta   config.json with a delta_type                 pytorch_model.bin
     diffusers   names of LoRA tensors in a safetensors file   that file; kohya and LyCORIS have names of their own
     gguf        general.type is "adapter"                     a *.gguf file
@@ -15,10 +14,8 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, Final
 
 from deltahub.checkpoint.checkpoint import BACKBONE, CARD, LARGEST_CONFIG, PICKLE
@@ -32,7 +29,6 @@ from deltahub.text.front_matter import LARGEST, front_matter, texts
 
 Read = Callable[[str, int, int], bytes]  # reads a file's bytes from the first position to before the second
 ADAPTER_CONFIG: Final = "adapter_config.json"
-FUSION_CONFIG: Final = "adapter_fusion_config.json"
 MODEL_CONFIG: Final = "config.json"
 LONGEST_HEADER: Final = 16 << 20  # maximum bytes of a safetensors header to read
 FORMATS: Final = ("peft", "adapters", "opendelta", "diffusers", "kohya", "gguf")
@@ -83,15 +79,13 @@ def recognise(sizes: Mapping[str, int], read: Read) -> Foreign | None:
     """Return the delta of another library among files; None if there is none.
 
     Args:
-        sizes: the files, with their sizes in bytes; only those at the top level count, and for a fusion those one level below.
+        sizes: the files, with their sizes in bytes; only those at the top level count.
         read: reads a range of a file.
 
     Raises:
         CheckpointError: an adapter in GGUF holds other tensors than its header states.
     """
     files = _Files({name: size for name, size in sizes.items() if "/" not in name}, read)
-    if FUSION_CONFIG in sizes and (fusion := _fusion(files, sizes)):
-        return files.completed(fusion)
     for recogniser in (_peft, _adapters, _opendelta, _diffusers, _gguf):
         if foreign := recogniser(files):
             return files.completed(foreign)
@@ -194,49 +188,6 @@ def _adapters(files: _Files) -> Foreign | None:
     }
     weights = ("adapter.safetensors", "pytorch_adapter.bin")
     return _foreign("adapters", facts, (ADAPTER_CONFIG, *files.first(*weights), *head), _lacking(files, weights))
-
-
-def _fusion(files: _Files, sizes: Mapping[str, int]) -> Foreign | None:
-    """Return an AdapterFusion with the adapters in its folder.
-
-    Args:
-        sizes: the files in its folder and one level below.
-    """
-    config = files.object(FUSION_CONFIG)
-    if not isinstance(config.get("config"), dict):
-        return None
-    parts: dict[str, dict[str, int]] = defaultdict(dict)
-    for path, size in sizes.items():
-        folder, _, name = path.rpartition("/")
-        if folder and "/" not in folder:
-            parts[folder][name] = size
-    members: dict[str, tuple[str, Foreign]] = {}
-    for folder in sorted(parts):
-        part = _Files(parts[folder], partial(_read_in, files, folder))
-        if adapter := _adapters(part):
-            members.setdefault(str(part.object(ADAPTER_CONFIG).get("name")), (folder, adapter))
-    facts = {
-        "method": "fusion",
-        "base_model": config.get("model_name"),
-        "model_class": config.get("model_class"),
-        "adapters_version": config.get("version"),
-        "options": _options({**config["config"], "adapter_names": _fused_names(config)}),
-    }
-    own = [f"{folder}/{name}" for folder, adapter in members.values() for name in adapter.files]
-    lacks = [f"{folder}/{adapter.missing}" for folder, adapter in members.values() if adapter.missing]
-    lacks += [f"the folder of its adapter {name}" for name in _fused_names(config) if name not in members]
-    weights = ("model_adapter_fusion.safetensors", "pytorch_model_adapter_fusion.bin")
-    lacking = _lacking(files, weights) or next(iter(lacks), "")
-    return _foreign("adapters", facts, (FUSION_CONFIG, *files.first(*weights), *own), lacking)
-
-
-def _read_in(files: _Files, folder: str, name: str, start: int, end: int) -> bytes:
-    return files.read(f"{folder}/{name}", start, end)
-
-
-def _fused_names(config: Mapping[str, Any]) -> list[str]:
-    """Return the names of the adapters in an AdapterFusion, from its config."""
-    return texts(config.get("adapter_names")) or str(config.get("name", "")).split(",")
 
 
 def _opendelta(files: _Files) -> Foreign | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -25,7 +25,7 @@ from deltahub.checkpoint.checkpoint import (
     manifest_of,
     parse_document,
 )
-from deltahub.checkpoint.foreign import FUSION_CONFIG, LONGEST_HEADER, MODEL_CONFIG, Foreign, recognise
+from deltahub.checkpoint.foreign import LONGEST_HEADER, MODEL_CONFIG, Foreign, recognise
 from deltahub.checkpoint.manifest import FILES, FileEntry, Manifest, TensorEntry
 from deltahub.checkpoint.safetensors_header import require_usable, tensor_entries, tensor_table
 from deltahub.errors import CheckpointError, DeltaHubError, PickleRefusedError
@@ -89,7 +89,7 @@ def foreign_manifest(foreign: Foreign, entries: Iterable[FileEntry], read: Read)
         read: reads a range of a file.
     """
     files = {entry.path: entry for entry in entries}
-    return _of_foreign(foreign, files, foreign.tensors or _tensors(files, read, foreign.files))
+    return _of_foreign(foreign, files, foreign.tensors or _tensors(files, read))
 
 
 def _of_foreign(foreign: Foreign, files: Mapping[str, FileEntry], tensors: tuple[TensorEntry, ...]) -> Manifest:
@@ -127,7 +127,7 @@ def describe(folder: Path, *, allow_pickle: bool = False) -> Manifest:
     if foreign is None:
         return checkpoint.describe(folder)
     if foreign.missing:
-        msg = f"{folder} holds a part of a delta in the format {foreign.format}: {foreign.missing} is missing. Put it there, or fetch it again."
+        msg = f"{folder} holds a part of a delta in the format {foreign.format}: {foreign.missing} is missing. Fetch it again."
         raise CheckpointError(msg)
     if foreign.pickles and not allow_pickle:
         msg = (
@@ -150,7 +150,7 @@ def left_out(folder: Path, manifest: Manifest) -> list[str]:
     """Return the names in a folder of another library's delta that are not part of it."""
     if manifest.kind != FILES:
         return []
-    return sorted({path.name for path in folder.iterdir()} - {entry.path.partition("/")[0] for entry in manifest.files})
+    return sorted({path.name for path in folder.iterdir()} - {entry.path for entry in manifest.files})
 
 
 def holds_delta(folder: Path) -> bool:
@@ -167,21 +167,9 @@ def foreign_in(folder: Path) -> Foreign | None:
     with storage_errors("Looking for a delta", folder, "read"):
         if not folder.is_dir():
             return None
-        sizes = _sizes(folder)
-        if FUSION_CONFIG in sizes:
-            sizes |= {
-                f"{place.name}/{name}": size
-                for place in sorted(folder.iterdir())
-                if place.is_dir() and not place.is_symlink()
-                for name, size in _sizes(place).items()
-            }
+        with os.scandir(folder) as entries:
+            sizes = {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
     return recognise(sizes, lambda name, start, end: read_range(folder / name, start, end))
-
-
-def _sizes(folder: Path) -> dict[str, int]:
-    """Return the files in a folder, with their sizes."""
-    with os.scandir(folder) as entries:
-        return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
 
 
 def _refuse_link(folder: Path, name: str) -> None:
@@ -247,11 +235,11 @@ def _model_facts(files: Mapping[str, FileEntry], read: Read) -> dict[str, Any]:
     return {"format": FILES}
 
 
-def _tensors(files: Mapping[str, FileEntry], read: Read, own: Collection[str] = ()) -> tuple[TensorEntry, ...]:
-    """Read the tensors of all safetensors files at the top level, and of the delta's own files below."""
+def _tensors(files: Mapping[str, FileEntry], read: Read) -> tuple[TensorEntry, ...]:
+    """Read the tensors of all safetensors files at the top level."""
     tables: list[tuple[TensorEntry, ...]] = []
     for entry in files.values():
-        if ("/" not in entry.path or entry.path in own) and entry.path.endswith(_SHARD):
+        if "/" not in entry.path and entry.path.endswith(_SHARD):
             with contextlib.suppress(CheckpointError):
                 tables.append(_table(entry, read))
     return _merged(tables)

@@ -264,7 +264,7 @@ class Backbone:
             return inside
         recorded = [name for name in self.shapes if name.startswith(f"{module}.")]
         if layer is None or {_numberless(name) for name in inside} - {_numberless(name) for name in recorded}:
-            msg = f"This format keeps {module} as a whole, and only the backbone tells what is in it. {ASK}"
+            msg = f"PEFT keeps {module} as a whole, and only the backbone tells what is in it. {ASK}"
             raise ConfigError(msg)
         return recorded
 
@@ -277,7 +277,9 @@ class Backbone:
             FingerprintMismatch: its values differ from those the delta was trained on.
         """
         if self.model is None and name not in self.values.trained:
-            msg = f"This format keeps {name.rpartition('.')[0]} as a whole, and only the backbone has its {name.rpartition('.')[2]}. {ASK}"
+            msg = (
+                f"PEFT keeps {name.rpartition('.')[0]} as a whole, and the delta does not hold the whole module. {ASK}"
+            )
             raise ConfigError(msg)
         return self.values.of(name, {name} if self.model is None else self.names_of(name))
 

@@ -53,11 +53,9 @@ def publications(
     names = [folder_name(folder, namespace) for folder in folders]
     same_name: dict[str, set[Path]] = defaultdict(set)
     for folder, name in zip(folders, names, strict=True):
-        same_name[name.lower()].add(folder.resolve())
+        same_name[name].add(folder.resolve())
     return [
-        _shared(name, same_name[name.lower()])
-        if len(same_name[name.lower()]) > 1
-        else outcome(partial(make, folder, name))
+        _shared(name, same_name[name]) if len(same_name[name]) > 1 else outcome(partial(make, folder, name))
         for folder, name in zip(folders, names, strict=True)
     ]
 

@@ -98,28 +98,18 @@ def amend(
     def change(document: ReferenceDocument) -> ReferenceDocument:
         nonlocal name
         name = document.resolve(name or version)
-        return amended(document, name, amendment, *(stamp or registry.stamp()))
+        entry = document.versions[name]
+        amended = _amended(entry, amendment)
+        time, author = stamp or registry.stamp()
+        before, after = _facts(entry), _facts(amended)
+        moves = [
+            Move(time, author, "amend", name, _said(key, before.get(key)), _said(key, after.get(key)))
+            for key in sorted(before.keys() | after.keys())
+            if before.get(key) != after.get(key)
+        ]
+        return document.with_amended(name, amended, moves) if moves else document
 
     return registry.update(path, change), name
-
-
-def amended(
-    document: ReferenceDocument, version: str, amendment: Amendment, time: str, author: str
-) -> ReferenceDocument:
-    """Return a document with changed details of a version, and the changes in its log.
-
-    Raises:
-        ConfigError: the version would have too many metrics.
-    """
-    entry = document.versions[version]
-    changed = _amended(entry, amendment)
-    before, after = _facts(entry), _facts(changed)
-    moves = [
-        Move(time, author, "amend", version, _said(key, before.get(key)), _said(key, after.get(key)))
-        for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key)
-    ]
-    return document.with_amended(version, changed, moves) if moves else document
 
 
 def _amended(entry: Version, amendment: Amendment) -> Version:

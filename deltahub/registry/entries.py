@@ -11,7 +11,6 @@ from typing import Any, Final
 
 from deltahub.checkpoint.checkpoint import BACKBONE
 from deltahub.checkpoint.default_name import backbone_name
-from deltahub.checkpoint.foreign import has_unread
 from deltahub.checkpoint.manifest import FILES, Manifest
 from deltahub.reference import DeltaPath, Digest
 
@@ -31,7 +30,7 @@ def summary_of(manifest: Manifest) -> dict[str, object]:
     if manifest.kind == FILES:
         summary |= {"delta_type": _type_of(manifest.config), "format": manifest.config.get("format")}
     metrics = {str(m["metric_type"]): m["metric_value"] for m in manifest.metrics}
-    counts = {"size": manifest.size, "parameters": None if has_unread(manifest) else manifest.parameters["total"]}
+    counts = {"size": manifest.size, "parameters": manifest.parameters["total"]}
     return {**summary, **counts, **_options(manifest.config), "metrics": metrics, RECORD: record_of(manifest)}
 
 

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Self, cast
 
 from deltahub.checkpoint.default_name import default_name
 from deltahub.checkpoint.effect import require_effect
-from deltahub.checkpoint.foreign_methods import why_not_loaded
 from deltahub.checkpoint.from_files import describe
 from deltahub.checkpoint.manifest import Manifest
 from deltahub.errors import (
@@ -25,10 +24,8 @@ from deltahub.errors import (
     ReferenceSyntaxError,
     StorageError,
 )
-from deltahub.log import LOGGER
 from deltahub.reference import DeltaPath, Digest, Reference, check_alias, check_tag
 from deltahub.registry import stamps
-from deltahub.registry.amend import Amendment, amended
 from deltahub.registry.case_collisions import Names, refuse_twin
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Version, merged_tags, summary_of
@@ -110,8 +107,6 @@ class Publication:
         if record:
             record(folder)
             manifest = describe(folder, allow_pickle=allow_pickle)
-        if reason := why_not_loaded(manifest.config):
-            LOGGER.warning("%s: %s", folder, reason)
         all_tags = (*saved_tags, *checked_tags)
         return cls(reference, manifest, folder, all_tags, checked_aliases, message, expect, private, signer)
 
@@ -181,10 +176,6 @@ class Addition:
                 raise ConflictError(f"The alias {document.name}@{alias}", pointed, now)
         changed, self.version = document.with_version(self._added)
         self.new = self.version not in document.versions
-        if not self.new:  # results that its place has got since; those of the registry stay
-            known = document.versions[self.version].summary.get("metrics", {})
-            later = {name: value for name, value in self._publication.metrics.items() if name not in known}
-            changed = amended(changed, self.version, Amendment(metrics=later), self._added.time, self._added.author)
         for alias in self._aliases:
             changed = changed.with_alias(alias, self.version, self._added.time, self._added.author)
         return changed

@@ -19,18 +19,18 @@ from deltahub.plugins.entry_points import STORES
 from deltahub.reference import check_name, check_source
 from deltahub.stores.base import Store
 from deltahub.stores.local import LocalStore
+from deltahub.stores.services import SCHEMES, service_of
 
 LOCAL: Final = "local"
 HF: Final = "hf"
 REGISTRY: Final = "registry"
 HUB: Final = "hub"
-S3: Final = "s3://"
 WEB: Final = ("https://", "http://")
-RESERVED: Final = frozenset({LOCAL, HF, "http", "https", "file", "s3", "sha256", "url"})
+RESERVED: Final = frozenset({LOCAL, HF, "http", "https", "file", "s3", "gs", "az", "sha256", "url"})
 _PUBLIC: Final = frozenset({"huggingface.co", "www.huggingface.co", "hf.co"})
 _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SCHEME: Final = re.compile(r"([a-z][a-z0-9+.-]*)://")
-_OF_BUCKETS: Final = ("endpoint", "region", "profile")
+_OF_BUCKETS: Final = ("endpoint", "region", "profile", "option")
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,15 @@ class SourceEntry:
 
     Attributes:
         name: its name in references.
-        url: the absolute folder of a registry, or ``"s3://bucket/prefix"``, or the address of a hub.
-        endpoint: for a registry in a bucket: URL of the S3 server; None for the environment's, or else AWS.
-        region: the region of the bucket; None as for `endpoint`.
-        profile: the profile in ~/.aws with the keys; None for the environment's.
+        url: the absolute folder of a registry, or that of a bucket, such as ``"s3://bucket/prefix"``, or the address of a hub.
+        endpoint: for a registry in a bucket: URL of the server; None for the environment's, or else the service's own.
+        region: the region of a bucket in S3; None as for `endpoint`.
+        profile: the profile in ~/.aws with the keys, for S3; None for the environment's.
         kind: ``"registry"`` or ``"hub"``, a server that speaks the Hugging Face protocol.
         token_env: for a hub: the environment variable with the token, if not `token_variable`.
         namespaces: namespaces looked up only here when a name is given without a source.
         trust: for a registry: public keys in PEM, one of which must have signed every delta taken from it; empty to require none.
+        options: for a registry in a bucket: settings of the client, each ``"name=value"`` (`deltahub.stores.services`).
     """
 
     name: str
@@ -58,15 +59,25 @@ class SourceEntry:
     token_env: str | None = None
     namespaces: tuple[str, ...] = ()
     trust: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
 
     @classmethod
-    def checked(cls, name: str, url: str, *, namespaces: Collection[str] = (), **options: str | None) -> SourceEntry:
+    def checked(
+        cls,
+        name: str,
+        url: str,
+        *,
+        namespaces: Collection[str] = (),
+        options: Collection[str] = (),
+        **places: str | None,
+    ) -> SourceEntry:
         """Create a source from the user's settings.
 
         Args:
-            url: a folder, created at the first push, ``"s3://bucket/prefix"``, or the http(s) address of a hub.
+            url: a folder, created at the first push, a bucket such as ``"s3://bucket/prefix"``, or the http(s) address of a hub.
             namespaces: namespaces to look up only here.
-            options: endpoint, region and profile, for a bucket; token_env, for a hub.
+            options: for a bucket, each ``"name=value"``.
+            places: endpoint, region and profile, for a bucket; token_env, for a hub.
 
         Raises:
             ReferenceSyntaxError: the name cannot be a source, or a namespace is not well formed.
@@ -76,16 +87,17 @@ class SourceEntry:
             msg = f"{name!r} is a reserved source name. Choose another name."
             raise ConfigError(msg)
         bound_namespaces = tuple(dict.fromkeys(check_name(namespace, "namespace") for namespace in namespaces))
-        given_options = {key: value for key, value in options.items() if value is not None}
+        given_options = {key: value for key, value in places.items() if value is not None}
+        in_bucket = {**given_options, **({"option": ""} if options else {})}
         if url.startswith(WEB):
-            _refuse(given_options, _OF_BUCKETS, "registries in buckets", f"{url} is a hub")
+            _refuse(in_bucket, _OF_BUCKETS, "registries in buckets", f"{url} is a hub")
             token_env = given_options.get("token_env")
             return cls(name, _hub(url, token_env), kind=HUB, token_env=token_env, namespaces=bound_namespaces)
         _refuse(given_options, ("token_env",), "hubs", f"{url} is a registry")
-        if not url.startswith(S3):
-            _refuse(given_options, _OF_BUCKETS, "registries in buckets", f"{url} is not in one")
-        endpoint, region, profile = map(options.get, _OF_BUCKETS)
-        entry = cls(name, place_of(url), endpoint, region, profile, namespaces=bound_namespaces)
+        if not url.startswith(SCHEMES):
+            _refuse(in_bucket, _OF_BUCKETS, "registries in buckets", f"{url} is not in one")
+        endpoint, region, profile = map(places.get, ("endpoint", "region", "profile"))
+        entry = cls(name, place_of(url), endpoint, region, profile, namespaces=bound_namespaces, options=tuple(options))
         entry.store()
         return entry
 
@@ -102,13 +114,17 @@ class SourceEntry:
         """
         if not (scheme := _SCHEME.match(self.url)):
             return LocalStore(Path(self.url))
-        if not self.url.startswith(S3):
+        if not self.url.startswith(SCHEMES):
             store: Store = STORES.load(_store_entry(scheme[1], self.url))(self.url)
             return store
         from deltahub.stores.bucket import Bucket  # late import: only needed for buckets
         from deltahub.stores.bucket_store import BucketStore
 
-        return BucketStore(Bucket.parse(self.url, endpoint=self.endpoint, region=self.region, profile=self.profile))
+        return BucketStore(
+            Bucket.parse(
+                self.url, endpoint=self.endpoint, region=self.region, profile=self.profile, options=self.options
+            )
+        )
 
     @property
     def public(self) -> bool:
@@ -139,10 +155,15 @@ class SourceEntry:
             TypeError: a value is not text, or a key is unknown.
             ValueError: the kind is unknown.
         """
-        lists = {key: tuple(document.get(key, ())) for key in ("namespaces", "trust")}
+        lists = {key: tuple(document.get(key, ())) for key in ("namespaces", "trust", "options")}
         entry = cls(**{**document, **lists})
         check_source(entry.name)
-        facts = [*entry.namespaces, *entry.trust, *(value for key, value in asdict(entry).items() if key not in lists)]
+        facts = [
+            *entry.namespaces,
+            *entry.trust,
+            *entry.options,
+            *(value for key, value in asdict(entry).items() if key not in lists),
+        ]
         if not all(value is None or isinstance(value, str) for value in facts):
             msg = f"its entry for {entry.name!r} has a value that is not text"
             raise TypeError(msg)
@@ -156,10 +177,10 @@ def place_of(url: str) -> str:
     """Normalise a registry's address: an absolute folder, with its ``~`` expanded.
 
     Raises:
-        ConfigError: the address is neither a folder nor ``s3://bucket/prefix``, nor that of an installed package's store.
+        ConfigError: the address is neither a folder nor a bucket such as ``s3://bucket/prefix``, nor that of an installed package's store.
     """
-    if url.startswith(S3):
-        return f"{S3}{url.removeprefix(S3).rstrip('/')}"
+    if service := service_of(url):
+        return f"{service.scheme}{url.removeprefix(service.scheme).rstrip('/')}"
     if scheme := _SCHEME.match(url):
         parts = urlsplit(url)
         if "@" in parts.netloc or parts.query or parts.fragment:
@@ -191,8 +212,8 @@ def _store_entry(scheme: str, url: str) -> EntryPoint:
 
 def _no_registry(url: str) -> ConfigError:
     return ConfigError(
-        f"{url!r} is not the location of a registry: expected a folder, or s3://bucket/prefix. A store for other URLs needs an "
-        f"installed package that adds it ({STORES.name})."
+        f"{url!r} is not the location of a registry: expected a folder, s3://bucket/prefix, gs://bucket/prefix or az://container/prefix. "
+        f"A store for other URLs needs an installed package that adds it ({STORES.name})."
     )
 
 

@@ -1,4 +1,4 @@
-"""Errors of an S3 server or of the connection to it, as one sentence with a remedy."""
+"""Errors of a bucket's server or of the connection to it, as one sentence with a remedy."""
 
 from __future__ import annotations
 
@@ -22,9 +22,7 @@ _MACHINE: Final = (
     "169.254.169.254"  # the metadata service of a cloud machine, asked for credentials when there are no others
 )
 
-_NO_CREDENTIALS: Final = (
-    "No credentials were found. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or name a profile."
-)
+_NO_CREDENTIALS: Final = "No credentials were found. {sign_in}"
 _UNKNOWN: Final = "The server does not know these credentials. Check {keys}."
 _EXPIRED: Final = "The credentials have expired. Sign in again and repeat."
 _REGION: Final = "The bucket is in another region. Name it with --region or AWS_REGION."
@@ -35,10 +33,17 @@ _BUSY: Final = (
 _FORBIDDEN: Final = "You may not {right} there. Ask its owner for the right, or choose another registry."
 _UNREACHED: Final = "The server cannot be reached. Check the network and the address of the server, and repeat."
 _OTHER: Final = "Check the address of the registry and of the server, and repeat."
+_UNKNOWN_KEYS: Final = (
+    *("InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "AuthFailure"),
+    *("AuthenticationFailed", "InvalidAuthenticationInfo", "InvalidSecurity", "AuthenticationRequired"),
+)
+_NO_BUCKET: Final = ("NoSuchBucket", "ContainerNotFound")
 _BY_CODE: Final = {
-    "NoSuchBucket": "The bucket {bucket!r} does not exist there. Create it, or correct the address of the registry.",
+    **dict.fromkeys(
+        _NO_BUCKET, "The bucket {bucket!r} does not exist there. Create it, or correct the address of the registry."
+    ),
     "RequestTimeTooSkewed": "This machine's clock is wrong. Set it and repeat.",
-    **dict.fromkeys(("InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "AuthFailure"), _UNKNOWN),
+    **dict.fromkeys(_UNKNOWN_KEYS, _UNKNOWN),
     **dict.fromkeys(("ExpiredToken", "TokenRefreshRequired"), _EXPIRED),
     **dict.fromkeys(("PermanentRedirect", "AuthorizationHeaderMalformed"), _REGION),
     **dict.fromkeys(("InsufficientStorage", "QuotaExceeded", "XMinioStorageFull"), _FULL),
@@ -65,7 +70,7 @@ def bucket_errors(doing: str, bucket: Bucket, right: str = "write") -> Iterator[
     try:
         yield
     except FileNotFoundError as error:
-        if code_of(error) == "NoSuchBucket":
+        if code_of(error) in _NO_BUCKET:
             raise _sentence(error, doing, bucket, right) from error
         raise
     except BaseError as error:
@@ -106,8 +111,8 @@ def _sentence(error: Exception, doing: str, bucket: Bucket, right: str) -> Stora
     else:
         answer = f"{status} {code}".strip()
         remedy = _BY_CODE.get(code) or _BY_STATUS.get(status, _OTHER)
-    keys = f"the profile {bucket.profile!r}" if bucket.profile else "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-    remedy = remedy.format(bucket=bucket.name, keys=keys, right=right)
+    keys = f"the profile {bucket.profile!r}" if bucket.profile else bucket.service.keys
+    remedy = remedy.format(bucket=bucket.name, keys=keys, right=right, sign_in=bucket.service.sign_in)
     return kind(f"{doing} failed in {bucket.url} ({answer}). {remedy}")
 
 

@@ -1,4 +1,4 @@
-"""A store in an S3 bucket, or in any server that speaks S3 with conditional writes.
+"""A store in a bucket of a service with conditional writes (`services.py`).
 
 An object appears whole or not at all (`bucket_upload.py`). A document is written on the condition that it has not changed since it was
 read (`bucket_upload.py`), and only to a server that honours such conditions (`probe.py`).
@@ -6,6 +6,7 @@ read (`bucket_upload.py`), and only to a server that honours such conditions (`p
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import threading
@@ -17,7 +18,8 @@ from deltahub.errors import IntegrityError, NotFoundError, Outcome, outcome
 from deltahub.files.atomic import CHUNK, WHOLE
 from deltahub.renamed import renamed_in
 from deltahub.stores.base import Progress, Source, Swap, require_digest
-from deltahub.stores.bucket import Bucket, Patience, connect
+from deltahub.stores.bucket import Bucket, Patience
+from deltahub.stores.bucket_clients import connect
 from deltahub.stores.bucket_errors import bucket_errors, is_unanswered
 from deltahub.stores.bucket_upload import conditional_put, digest_of, size_of, upload
 from deltahub.stores.probe import refuse_weak
@@ -25,7 +27,8 @@ from deltahub.stores.threads import interruptible, map_concurrently, run_concurr
 
 if TYPE_CHECKING:
     from obstore import GetOptions
-    from obstore.store import S3Store as Client
+
+    from deltahub.stores.bucket_clients import Client
 
 
 _AT_ONCE: Final = 4  # concurrent transfers of large objects
@@ -76,7 +79,7 @@ class BucketStore:
         return interruptible(lambda: self._get(key))[0]
 
     def read_tagged(self, key: str) -> tuple[bytes, str] | None:
-        """Return the bytes under a key and their ETag."""
+        """Return the bytes under a key and their ETag, or their generation in Google Cloud Storage."""
         try:
             return interruptible(lambda: self._get(key))
         except NotFoundError:
@@ -91,7 +94,7 @@ class BucketStore:
                 response = obstore.get(client, key)
                 if response.meta["size"] > WHOLE:
                     raise IntegrityError(key, f"{WHOLE} bytes at most", f"{response.meta['size']} bytes", "Remove it.")
-                return response.bytes().to_bytes(), response.meta["e_tag"] or ""
+                return response.bytes().to_bytes(), response.meta[self.bucket.service.tag] or ""
         except FileNotFoundError as error:
             raise NotFoundError(key, (self.url,)) from error
 
@@ -254,7 +257,7 @@ class BucketStore:
         import obstore
         from obstore.exceptions import GenericError
 
-        with bucket_errors("Removing from the registry", self.bucket):
+        with contextlib.suppress(FileNotFoundError), bucket_errors("Removing from the registry", self.bucket):
             try:
                 obstore.delete(client, key)
             except GenericError as error:

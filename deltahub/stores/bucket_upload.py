@@ -1,7 +1,8 @@
 """Uploads to a bucket: small objects in one request, large ones in parts, all only with the announced digest.
 
-A conditional write succeeds only if the document has not changed since it was read. The condition is `If-Match` with its ETag, or `If-None-Match: *` if there was none. obstore repeats idempotent requests;
-after the answer of a conditional write was lost, the document is read before a retry, as the write may have been done.
+A conditional write succeeds only if the document has not changed since it was read. The condition is `If-Match` with its ETag, or
+`If-None-Match: *` if there was none; in Google Cloud Storage `x-goog-if-generation-match`. obstore repeats idempotent requests; after the
+answer of a conditional write was lost, the document is read before a retry, as the write may have been done.
 """
 
 from __future__ import annotations
@@ -22,9 +23,8 @@ from deltahub.stores.retry import S3_ATTEMPTS
 from deltahub.stores.threads import Stopped
 
 if TYPE_CHECKING:
-    from obstore.store import S3Store as Client
-
     from deltahub.stores.bucket import Bucket
+    from deltahub.stores.bucket_clients import Client
 
 
 def conditional_put(
@@ -35,7 +35,7 @@ def conditional_put(
     expected: str | None,
     read_tagged: Callable[[str], tuple[bytes, str] | None],
 ) -> str:
-    """Replace a document, and return its new ETag.
+    """Replace a document, and return its new ETag, or generation in Google Cloud Storage.
 
     Args:
         expected: the ETag that it must have; None if it must not exist yet.
@@ -48,12 +48,13 @@ def conditional_put(
     import obstore  # late: no other store needs it
     from obstore.exceptions import AlreadyExistsError, GenericError, PreconditionError
 
-    mode: Any = "create" if expected is None else {"e_tag": expected}
+    tag = bucket.service.tag
+    mode: Any = "create" if expected is None else {tag: expected}
     doing, unsure = "Updating a delta's record", False
     for last in [False] * (S3_ATTEMPTS - 1) + [True]:
         with bucket_errors(doing, bucket):
             try:
-                return obstore.put(client, key, data, mode=mode)["e_tag"] or ""
+                return obstore.put(client, key, data, mode=mode)[tag] or ""
             except (AlreadyExistsError, PreconditionError) as error:
                 unsure = unsure or was_retried(error)
             except GenericError as error:

@@ -1,4 +1,4 @@
-"""A probe for S3 servers that accept conditional writes and ignore the condition.
+"""A probe for servers that accept conditional writes and ignore the condition.
 
 On such a server, of two concurrent pushes one would overwrite the other, and both would report success. The server is probed
 before the first write, with one small object, removed afterwards.
@@ -16,13 +16,14 @@ from deltahub.stores.retry import S3_ATTEMPTS
 from deltahub.stores.threads import interruptible
 
 if TYPE_CHECKING:
-    from obstore.store import S3Store as Client
-
     from deltahub.stores.bucket import Bucket
+    from deltahub.stores.bucket_clients import Client
 
 PROBES: Final = "probe/"
 
-_weaknesses: dict[tuple[str | None, str], str | None] = {}  # by server and bucket, for the life of the process
+_weaknesses: dict[
+    tuple[str, str | None, str], str | None
+] = {}  # by service, server and bucket, for the life of the process
 
 
 def refuse_weak(client: Client, bucket: Bucket) -> None:
@@ -31,20 +32,21 @@ def refuse_weak(client: Client, bucket: Bucket) -> None:
     Raises:
         StorageError: it has none, is out of reach, or is not writable.
     """
-    place = (client.config.get("endpoint"), bucket.name)  # the server may come from a profile
+    server = str(client.config.get("endpoint") or bucket.server)  # it may come from a profile
+    place = (bucket.service.scheme, server, bucket.name)
     if place not in _weaknesses:
         with bucket_errors("Writing to the registry", bucket):
-            _weaknesses[place] = interruptible(lambda: _weakness(client))
+            _weaknesses[place] = interruptible(lambda: _weakness(client, bucket.service.tag))
     if reason := _weaknesses[place]:
         msg = (
             f"{bucket.url} {reason}: of two people who push at once, one would overwrite the other's work unseen. "
             "DeltaHub reads from it, but does not write to it. Use a server with conditional writes, such as AWS S3, "
-            "Cloudflare R2, MinIO or SeaweedFS."
+            "Google Cloud Storage, Azure Blob Storage, Cloudflare R2, MinIO or SeaweedFS."
         )
         raise StorageError(msg)
 
 
-def _weakness(client: Client) -> str | None:
+def _weakness(client: Client, tag: str) -> str | None:
     """Return a clause on what a real compare-and-swap lacks on this server; None if it lacks nothing.
 
     Raises:
@@ -54,7 +56,7 @@ def _weakness(client: Client) -> str | None:
 
     for last in [False] * (S3_ATTEMPTS - 1) + [True]:
         try:
-            return _probe_once(client, f"{PROBES}{uuid.uuid4().hex}")
+            return _probe_once(client, tag, f"{PROBES}{uuid.uuid4().hex}")
         except (AlreadyExistsError, PreconditionError):
             # The condition held. A request that was retried after a lost answer looks the same, so the probe starts anew.
             continue
@@ -66,23 +68,23 @@ def _weakness(client: Client) -> str | None:
     return "refuses a write whose condition holds"
 
 
-def _probe_once(client: Client, key: str) -> str | None:
+def _probe_once(client: Client, tag: str, key: str) -> str | None:
     import obstore
     from obstore.exceptions import AlreadyExistsError, PreconditionError
 
-    def put(data: bytes, mode: Any) -> str | None:
-        return obstore.put(client, key, data, mode=mode)["e_tag"]
+    def put(data: bytes, mode: Any) -> Any:
+        return dict(obstore.put(client, key, data, mode=mode))[tag]
 
-    first_etag = put(b"1", "create")
+    first_tag = put(b"1", "create")
     try:
-        if not first_etag:
-            return "gives no ETags"
+        if not first_tag:
+            return f"gives no {'ETags' if tag == 'e_tag' else 'generations'}"
         with contextlib.suppress(AlreadyExistsError):
             put(b"2", "create")
             return "ignores If-None-Match"
-        put(b"3", {"e_tag": first_etag})
+        put(b"3", {tag: first_tag})
         with contextlib.suppress(PreconditionError):
-            put(b"4", {"e_tag": first_etag})
+            put(b"4", {tag: first_tag})
             return "ignores If-Match"
         return None
     finally:

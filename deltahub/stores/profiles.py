@@ -40,13 +40,17 @@ class Login:
     endpoint: str | None = None
 
 
-def login(profile: str | None) -> Login:
+def login(profile: str | None, *, signs: bool = True) -> Login:
     """Return the credentials of a profile, or else of the environment, or else of the environment's profile or `default`.
+
+    Args:
+        profile: its name; None for the environment's.
+        signs: whether requests are signed at all; a public bucket is read without.
 
     Raises:
         ConfigError: the profile does not exist, holds no keys, or needs boto3 to sign in.
     """
-    if profile is None and any(os.environ.get(name) for name in _ENVIRONMENT):
+    if profile is None and (not signs or any(os.environ.get(name) for name in _ENVIRONMENT)):
         return Login()
     name = profile or os.environ.get("AWS_PROFILE") or "default"
     profiles = _profiles()

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from deltahub.checkpoint.default_name import default_name, plain_name
+from deltahub.checkpoint.default_name import default_name
 from deltahub.reference import Reference
 
 CONFIG = {"delta_type": "lora", "backbone_checkpoint_name": "t5-base", "backbone_class": "T5Model"}
@@ -51,26 +51,3 @@ def test_the_default_name_is_valid_for_any_task_and_backbone(task, backbone):
     name = default_name({"delta_type": "lora", "backbone_checkpoint_name": backbone}, [task.replace("=", "")])
 
     assert Reference.parse(name).path == name
-
-
-@pytest.mark.parametrize(
-    ("text", "name"),
-    [
-        ("My Run (2)", "My-Run-2"),
-        ("Übung Größe", "Ubung-Grosse"),
-        ("e\u0301te\u0301", "ete"),
-        ("模型-7b", "u6a21-u578b-7b"),
-        ("🎉 a", "a"),
-        ("..", "delta"),
-        ("a--b.json", "a-b-json"),
-    ],
-)
-def test_letters_that_a_name_cannot_have_are_written_otherwise(text, name):
-    assert plain_name(text) == name
-
-
-def test_long_texts_that_end_in_different_ways_have_different_names():
-    first, second = (plain_name("模" * 40 + end) for end in "ab")
-    assert first != second
-    assert Reference.parse(f"acme/{first}").path == f"acme/{first}"
-    assert len(first) <= 96

@@ -12,12 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from deltahub.checkpoint.foreign_methods import why_not_loaded
-from deltahub.checkpoint.from_files import describe, describe_files, holds_delta
+from deltahub.checkpoint.from_files import describe, holds_delta
 from deltahub.checkpoint.gguf_header import read_header
 from deltahub.checkpoint.manifest import Manifest
 from deltahub.errors import CheckpointError, PickleRefusedError
-from tests.foreign import CARD, FOLDERS, fusion, llama_cpp, opendelta, peft, tensors
+from tests.foreign import CARD, FOLDERS, llama_cpp, opendelta, peft, tensors
 
 
 @pytest.fixture(params=FOLDERS)
@@ -36,7 +35,7 @@ def test_each_format_states_its_method_its_options_and_its_base_model(made):
     manifest = of(folder)
 
     assert holds_delta(folder)
-    assert (manifest.kind, manifest.config["format"]) == ("files", "adapters" if name == "fusion" else name)
+    assert (manifest.kind, manifest.config["format"]) == ("files", name)
     assert facts.items() <= manifest.config.items()
 
 
@@ -47,7 +46,7 @@ def test_what_a_trainer_leaves_beside_a_delta_is_not_taken(made):
     (folder / "checkpoint-100").mkdir()
 
     assert of(folder) == before
-    assert {entry.path.partition("/")[0] for entry in before.files} == {path.name for path in folder.iterdir()} - {
+    assert {entry.path for entry in before.files} == {path.name for path in folder.iterdir()} - {
         "optimizer.pt",
         "checkpoint-100",
     }
@@ -185,45 +184,3 @@ def test_of_options_that_are_too_long_the_longest_are_left_out(tmp_path):
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     (tmp_path / "adapter_config.json").write_text(json.dumps({**config, "notes": "x" * (64 << 10)}))
     assert of(tmp_path).config["options"] == {"r": 4, "target_modules": ["q_proj"]}
-
-
-def test_a_fusion_needs_each_of_its_adapters_in_its_folder(tmp_path):
-    fusion(tmp_path)
-    paths = {entry.path for entry in of(tmp_path).files}
-    assert {"adapter_fusion_config.json", "a/adapter_config.json", "b/adapter.safetensors"} <= paths
-    read = lambda entry, start, end: (tmp_path / entry.path).read_bytes()[start:end]  # noqa: E731
-    assert describe_files(of(tmp_path).files, read).digest == of(tmp_path).digest
-
-    (tmp_path / "b" / "adapter.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"b/adapter\.safetensors is missing"):
-        of(tmp_path)
-    (tmp_path / "b" / "adapter_config.json").unlink()
-    with pytest.raises(CheckpointError, match=r"the folder of its adapter b is missing\. Put it there"):
-        of(tmp_path)
-
-
-METHODS = {  # a config, and words of the reason; none for what is loaded
-    "typo": ({"format": "peft", "peft_type": "LORAA"}, "has no method 'LORAA'. The nearest is LORA"),
-    "lower case": ({"format": "peft", "peft_type": "lora"}, "has no method 'lora'. The nearest is LORA"),
-    "later release": ({"format": "peft", "peft_type": "QQQQ"}, "PEFT 0.21 has no method 'QQQQ'."),
-    "refused": ({"format": "peft", "peft_type": "XLORA"}, "does not load a XLORA of PEFT 0.21: its update"),
-    "architecture": (
-        {"format": "adapters", "method": "mtl_lora", "adapters_version": "adapters.1.3.0"},
-        "several tasks",
-    ),
-    "unknown": ({"format": "adapters", "method": "lorra", "adapters_version": "adapters.1.3.0"}, "nearest is lora"),
-    "opendelta": ({"format": "opendelta", "method": "lorra"}, "OpenDelta 0.3.2 has no method"),
-    "gguf": ({"format": "gguf", "method": "control_vector"}, "llama.cpp has no method"),
-    **{kind: ({"format": "peft", "peft_type": kind}, "") for kind in ("LORA", "IA3")},
-    "fusion": ({"format": "adapters", "method": "fusion", "adapters_version": "adapters.1.3.0"}, ""),
-    "earlier release": ({"format": "adapters", "method": "pfeiffer"}, ""),
-    "own": ({"delta_type": "lora"}, ""),
-}
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_a_method_that_cannot_be_loaded_is_told_from_its_name(name):
-    config, words = METHODS[name]
-    reason = why_not_loaded(config)
-    assert words in reason
-    assert bool(words) == bool(reason)

@@ -242,26 +242,4 @@ def test_show_does_not_count_the_parameters_of_a_pickle(run, run_json, tmp_path)
     shown = run("show", "acme/sums").stdout
     assert "unknown: its weights are a pickle" in " ".join(shown.split())
     assert run_json("show", "acme/sums")["parameters"] == {"total": None, "delta": None}
-    assert run_json("list")[0]["summary"]["parameters"] is None
-    assert run("list", "--sort", "parameters").exit_code == 0
     assert "an unknown number of parameters" in run("inspect", tmp_path).stderr
-
-
-def test_a_type_that_peft_does_not_have_is_published_with_a_warning(run, run_json, tmp_path, caplog):
-    peft(tmp_path)
-    config = tmp_path / "adapter_config.json"
-    config.write_text(config.read_text().replace("LORA", "LORAA"))
-    assert run("push", tmp_path, "acme/sums").exit_code == 0
-    reason = "cannot load it: PEFT 0.21 has no method 'LORAA'. The nearest is LORA"
-    assert f"{tmp_path}: DeltaHub keeps it, and {reason}" in caplog.text
-    assert reason in run("inspect", tmp_path).stderr
-    assert reason in " ".join(run("show", "acme/sums").stdout.split())
-    assert reason in run_json("show", "acme/sums")["not_loaded"]
-
-
-def test_folders_whose_names_differ_in_upper_and_lower_case_only_are_refused(run, tmp_path):
-    for name in ("Sums", "sums"):
-        (tmp_path / name).mkdir()
-        peft(tmp_path / name)
-    done = run("push", *sorted(tmp_path.iterdir()), "--namespace", "acme")
-    assert done.stderr.count("would both be named acme/") == 2

@@ -153,7 +153,7 @@ def test_with_read_only_keys_everything_can_be_read(run, run_json, ckpt, seaweed
         (["registry", "add", "team", "{tmp}/other"], 2, "'team' is {tmp}/team already"),
         (["registry", "add", "local", "/x"], 2, "'local' is a reserved source name"),
         (["registry", "add", "Team", "/x"], 2, "'Team' cannot be a source"),
-        (["registry", "add", "cloud", "gs://x"], 2, "expected a folder, or s3://bucket/prefix"),
+        (["registry", "add", "cloud", "ftp://x"], 2, "expected a folder, s3://bucket/prefix"),
         (
             ["registry", "add", "cloud", "s3://nowhere/x", "--endpoint", "{moto}"],
             6,

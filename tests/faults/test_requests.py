@@ -13,7 +13,8 @@ import pytest
 
 from deltahub.errors import StorageError
 from deltahub.registry.registry import Registry
-from deltahub.stores.bucket import Bucket, connect
+from deltahub.stores.bucket import Bucket
+from deltahub.stores.bucket_clients import connect
 from deltahub.stores.bucket_store import BucketStore
 from deltahub.stores.memory import MemoryStore
 from deltahub.stores.probe import refuse_weak

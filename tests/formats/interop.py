@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from deltahub.checkpoint.foreign_methods import REFUSED_PEFT_TYPES
-from deltahub.formats.peft.adapter_types import TYPES
+from deltahub.formats.peft.adapter_types import REFUSED, TYPES
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "interop.md"
 BEGIN, END = "<!-- types of PEFT -->\n", "<!-- end -->\n"
@@ -14,7 +13,7 @@ BEGIN, END = "<!-- types of PEFT -->\n", "<!-- end -->\n"
 def table() -> str:
     """Return the table, in Markdown."""
     rows = {kind: f"exact, as {known.becomes}" for kind, known in TYPES.items()}
-    rows |= {kind: f"refused: {reason}" for kind, reason in REFUSED_PEFT_TYPES.items()}
+    rows |= {kind: f"refused: {reason}" for kind, reason in REFUSED.items()}
     lines = [f"| {kind} | {rows[kind]} |" for kind in sorted(rows)]
     return "\n".join(["| type | in DeltaHub |", "|---|---|", *lines]) + "\n"
 

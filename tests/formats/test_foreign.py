@@ -14,12 +14,9 @@ from torch import nn
 
 from deltahub import AutoDeltaModel, LoraModel, export_peft
 from deltahub.checkpoint import checkpoint
-from deltahub.checkpoint.foreign_methods import ADAPTERS_ARCHITECTURES, OPENDELTA_TYPES
 from deltahub.engine.filling import refuse_larger
 from deltahub.errors import CheckpointError, ConfigError, DeltaHubError, IntegrityError
-from deltahub.formats.adapters.fields import FIELDS
 from deltahub.formats.files import read_config
-from deltahub.formats.opendelta.tensor_names import DELTA_TYPES
 from deltahub.handle.loading import read_any
 from tests.backbones import bert
 
@@ -232,8 +229,3 @@ def test_a_delta_whose_tensors_are_not_those_of_its_config_is_not_exported(own, 
     checkpoint.write(tmp_path, document, kept, fingerprint, "", save_file)
     with pytest.raises(CheckpointError, match=clause):
         export_peft(tmp_path, tmp_path / "adapter")
-
-
-def test_the_methods_that_are_told_without_torch_are_those_that_are_read():
-    assert set(DELTA_TYPES) == OPENDELTA_TYPES
-    assert {*FIELDS, "fusion"} == ADAPTERS_ARCHITECTURES

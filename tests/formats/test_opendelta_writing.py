@@ -167,17 +167,6 @@ def test_modules_found_by_the_backbone_alone_ask_for_it(tmp_path):
         files_of(Format.OPENDELTA, saved, Backbone.of(saved, None))
 
 
-def test_biases_ask_for_the_backbone_and_name_no_other_library(tmp_path):
-    delta = BitFitModel(bert())
-    delta.freeze_module(exclude=["deltas"])
-    stir(delta)
-    delta.save_finetuned(tmp_path)
-    saved = checkpoint.read(tmp_path)
-    with pytest.raises(ConfigError, match=r"only the backbone has its bias.*--backbone") as caught:
-        files_of(Format.OPENDELTA, saved, Backbone.of(saved, None))
-    assert "PEFT" not in str(caught.value)
-
-
 def test_a_delta_without_one_of_its_tensors_is_refused(tmp_path):
     backbone = bert()
     delta = AdapterModel(backbone, 4)

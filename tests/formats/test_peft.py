@@ -176,7 +176,7 @@ def test_layer_norm_tuning_gives_the_same_outputs_in_peft(written, make):
 
 
 def test_layer_norm_tuning_needs_the_very_backbone(written, tmp_path):
-    with pytest.raises(ConfigError, match=r"This format keeps .* as a whole.*--backbone"):
+    with pytest.raises(ConfigError, match=r"PEFT keeps .* as a whole.*--backbone"):
         written(bert, LayerNormModel)
     bert(seed=1).save_pretrained(tmp_path / "other")
     with pytest.raises(FingerprintMismatch, match="have other values"):
@@ -242,7 +242,7 @@ def test_an_embedding_that_no_layer_shares_needs_no_backbone(written):
 
 
 def test_half_of_a_trained_layer_takes_its_other_half_from_the_backbone(written):
-    with pytest.raises(ConfigError, match="This format keeps classifier as a whole"):
+    with pytest.raises(ConfigError, match="PEFT keeps classifier as a whole"):
         written(bert, LoraModel, exclude=("deltas", "classifier.weight"), steps=1)
     expected, folder, config = written(bert, LoraModel, exclude=("deltas", "classifier.weight"), steps=1, given=True)
 
@@ -311,7 +311,7 @@ def test_the_precision_of_the_backbones_file_does_not_count(tmp_path):
 
 
 def test_a_prompt_of_a_model_with_a_head_takes_the_head_from_the_backbone(written):
-    with pytest.raises(ConfigError, match="This format keeps classifier as a whole"):
+    with pytest.raises(ConfigError, match="PEFT keeps classifier as a whole"):
         written(bert, SoftPromptModel, soft_token_num=3)
     expected, folder, _ = written(bert, SoftPromptModel, soft_token_num=3, given=True)
 

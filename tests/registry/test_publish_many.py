@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import replace
 
 import pytest
 
@@ -12,7 +11,6 @@ from deltahub.checkpoint import checkpoint
 from deltahub.errors import ConflictError, DeltaHubError, IntegrityError, ReferenceSyntaxError, StorageError
 from deltahub.files import durable
 from deltahub.reference import Reference
-from deltahub.registry.amend import Amendment, amend
 from deltahub.registry.gc import used
 from deltahub.registry.publish import Publication, Published, publish, publish_many
 from deltahub.registry.registry import Registry
@@ -269,15 +267,3 @@ def test_a_folder_without_deltas_is_no_namespace_that_a_name_must_follow(registr
     (registry.store.root / "refs" / "ACME").mkdir(parents=True)
     publish(registry, "acme/a")
     assert registry.names() == ["acme/a"]
-
-
-def test_results_that_come_with_a_repeated_push_are_added_and_those_of_the_registry_stay(anywhere, publication):
-    first = publication("acme/a")
-    publish(anywhere, replace(first, metrics={"loss": 1.0}))
-    amend(anywhere, "acme/a", None, Amendment(metrics={"loss": 0.5}))
-    for _ in range(2):
-        (done,) = publish_many(anywhere, [replace(first, metrics={"loss": 2.0, "f1": 0.25})])
-    assert not done.new
-    assert dict(done.document.versions["v1"].summary["metrics"]) == {"loss": 0.5, "f1": 0.25}
-    moves = [move.after for move in done.document.log if move.action == "amend"]
-    assert moves == ["metric loss: 0.5", "metric f1: 0.25"]

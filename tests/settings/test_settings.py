@@ -85,11 +85,14 @@ def test_a_folder_is_kept_absolute_and_a_home_is_filled_in(tmp_path, monkeypatch
     [
         (("local", "/x"), {}, "'local' is a reserved source name"),
         (("hf", "/x"), {}, "'hf' is a reserved source name"),
-        (("team", "gs://x"), {}, "is not the location of a registry: expected a folder, or s3://bucket/prefix"),
+        (("team", "ftp://x"), {}, "is not the location of a registry: expected a folder, s3://bucket/prefix"),
         (("team", "s3://"), {}, "is not a location in a bucket"),
         (("team", "s3://KEY:secret@deltas"), {}, "must hold no user or secret"),
+        (("team", "/x"), {"options": ["skip_signature=true"]}, "option is for registries in buckets"),
+        (("team", "gs://deltas"), {"region": "eu-west-1"}, "region is for buckets in S3"),
+        (("team", "s3://deltas"), {"options": ["token=1"]}, "'token' is not an option of a bucket in S3"),
         (("team", "/x"), {"region": "eu-west-1"}, "region is for registries in buckets"),
-        (("team", "s3://deltas"), {"endpoint": "here"}, "is not the address of an S3 server"),
+        (("team", "s3://deltas"), {"endpoint": "here"}, "is not the address of a server"),
     ],
 )
 def test_an_invalid_registry_address_is_refused(arguments, where, words):

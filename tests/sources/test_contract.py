@@ -132,7 +132,8 @@ class InBucket(InRegistry):
     def _overwrite(self, key: str, data: bytes) -> None:
         import obstore
 
-        from deltahub.stores.bucket import Patience, connect
+        from deltahub.stores.bucket import Patience
+        from deltahub.stores.bucket_clients import connect
 
         obstore.put(connect(self.bucket, Patience())[1], key, data)
 

@@ -1,15 +1,18 @@
-"""Where in which S3 server: addresses, the environment, and the package that speaks to it."""
+"""Where in which service: addresses, the environment, and the package that speaks to it."""
 
 from __future__ import annotations
 
 import hashlib
 import sys
+from dataclasses import replace
 
 import pytest
 
-from deltahub.errors import ConfigError
-from deltahub.stores.bucket import Bucket, Patience, connect
+from deltahub.errors import ConfigError, StorageError
+from deltahub.stores.bucket import Bucket, Patience
+from deltahub.stores.bucket_clients import connect
 from deltahub.stores.bucket_store import BucketStore
+from tests.s3_servers import QUICK
 
 
 def test_an_address_is_a_bucket_and_a_prefix():
@@ -32,9 +35,62 @@ def test_an_invalid_address_is_refused(url):
         Bucket.parse(url)
 
 
+def test_the_scheme_of_an_address_tells_the_service():
+    google, azure = Bucket.parse("gs://the_deltas/team"), Bucket.parse("az://deltas")
+    assert (google.url, google.service.title) == ("gs://the_deltas/team", "Google Cloud Storage")
+    assert (azure.url, azure.service.title) == ("az://deltas", "Azure Blob Storage")
+    with pytest.raises(ConfigError, match="expected az://bucket/prefix, the bucket of 3 to 63 lower-case letters"):
+        Bucket.parse("az://the_deltas")
+    with pytest.raises(ConfigError, match="profile is for buckets in S3, and az://deltas is in Azure Blob Storage"):
+        Bucket.parse("az://deltas", profile="work")
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        (
+            "secret_access_key=1",
+            "'secret_access_key' is not an option of a bucket in S3: expected NAME=VALUE with one of",
+        ),
+        ("sse_kms_key_id", "'sse_kms_key_id' is not an option of a bucket in S3"),
+        ("sse_kms_key_id=a\r\nX-Other: b", "The option sse_kms_key_id has a value that cannot be used"),
+    ],
+)
+def test_an_option_that_is_unknown_or_could_hold_a_secret_is_refused(option, words):
+    with pytest.raises(ConfigError, match=words) as caught:
+        Bucket.parse("s3://deltas", options=[option])
+    assert "\n" not in str(caught.value)
+
+
+def test_options_reach_the_client():
+    options = ["server_side_encryption=aws:kms", "sse_kms_key_id=arn:aws:kms:eu-west-1:1:key/2", "skip_signature=true"]
+    for client in connect(Bucket.parse("s3://deltas", options=options), Patience()):
+        assert client.config["server_side_encryption"] == "aws:kms"
+        assert client.config["sse_kms_key_id"] == "arn:aws:kms:eu-west-1:1:key/2"
+        assert client.config["skip_signature"]
+
+
+def test_a_service_without_an_account_tells_how_to_sign_in(monkeypatch):
+    monkeypatch.delenv("AZURE_STORAGE_ACCOUNT_NAME", raising=False)
+    with pytest.raises(
+        ConfigError, match=r"az://deltas cannot be used: .*Account must be specified\. Set AZURE_STORAGE_ACC"
+    ):
+        BucketStore(Bucket.parse("az://deltas")).read("key")
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "/not/there.json")
+    with pytest.raises(
+        ConfigError, match=r"gs://deltas cannot be used: .*not/there\.json.*Set GOOGLE_APPLICATION_CRED"
+    ):
+        BucketStore(Bucket.parse("gs://deltas")).read("key")
+
+
+def test_a_bucket_that_does_not_exist_is_named(google):
+    with pytest.raises(StorageError, match=r"404 NoSuchBucket\)\. The bucket 'nowhere' does not exist there"):
+        BucketStore(replace(google, name="nowhere"), QUICK).swap("key", b"", None)
+
+
 @pytest.mark.parametrize("endpoint", ["s3.example.org", "ftp://x", "https://x/?y", "https://"])
 def test_an_invalid_server_is_refused(endpoint):
-    with pytest.raises(ConfigError, match="is not the address of an S3 server"):
+    with pytest.raises(ConfigError, match="is not the address of a server"):
         Bucket.parse("s3://deltas", endpoint=endpoint)
 
 
@@ -80,5 +136,7 @@ def test_a_missing_package_is_one_sentence(monkeypatch, tmp_path):
         lambda: store.swap("key", b"", None),
         lambda: store.delete("key"),
     ):
-        with pytest.raises(ConfigError, match=r"s3://deltas needs the package obstore.*pip install 'deltahub\[s3\]'"):
+        with pytest.raises(
+            ConfigError, match=r"s3://deltas needs the package obstore.*pip install 'deltahub\[buckets\]'"
+        ):
             call()

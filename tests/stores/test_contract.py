@@ -8,4 +8,6 @@ class TestStore(StoreContract):
 
 
 def test_a_store_says_where_it_is(store, tmp_path):
-    assert store.url in (str(tmp_path / "store"), "memory") or store.url.startswith("s3://deltas/test/")
+    assert store.url in (str(tmp_path / "store"), "memory") or store.url.startswith(
+        ("s3://deltas/test/", "gs://deltas/test/", "az://deltas/test/")
+    )

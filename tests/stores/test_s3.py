@@ -21,7 +21,8 @@ from deltahub.registry.registry import Registry
 from deltahub.registry.verify import verify
 from deltahub.stores import probe
 from deltahub.stores.base import object_key
-from deltahub.stores.bucket import PART, Bucket, connect
+from deltahub.stores.bucket import PART, Bucket
+from deltahub.stores.bucket_clients import connect
 from deltahub.stores.bucket_store import BucketStore
 from tests.s3_proxy import Proxy, status, without
 from tests.s3_servers import QUICK, READER

@@ -13,7 +13,8 @@ from deltahub_cli.output import VisibleStream
 from deltahub.errors import ConfigError, NotFoundError, RemovedError
 from deltahub.log import LOGGER
 from deltahub.sources.huggingface.calls import Calls
-from deltahub.stores.bucket import Bucket, Patience, connect
+from deltahub.stores.bucket import Bucket, Patience
+from deltahub.stores.bucket_clients import connect
 from deltahub.text.credentials import header_value
 from deltahub.text.visible import visible
 

@@ -10,7 +10,6 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any, Final
 
-from deltahub.checkpoint.foreign_methods import REFUSED_ARCHITECTURES
 from deltahub.errors import ConfigError
 from deltahub.files.documents import shown
 
@@ -19,7 +18,7 @@ UNION: Final = "union"
 _COMMON: Final = frozenset({"architecture", "init_weights", "init_weights_seed", "leave_out"})
 _TRAINING: Final = frozenset({"dropout", "stochastic_depth"})  # off in a saved adapter until it is trained on
 # By architecture; the comments say why a field is inert.
-FIELDS: Final[Mapping[str, frozenset[str]]] = {
+_KNOWN: Final[Mapping[str, frozenset[str]]] = {
     BOTTLENECK: _COMMON
     | _TRAINING
     | {
@@ -86,7 +85,11 @@ FIELDS: Final[Mapping[str, frozenset[str]]] = {
     },
     UNION: frozenset({"architecture"}),
 }
-_REASONS: Final[Mapping[str, str]] = {
+_ARCHITECTURES: Final[Mapping[str, str]] = {
+    "mtl_lora": "it mixes the LoRAs of several tasks",
+    "prompt_tuning": "a soft prompt here gives other outputs than the prompt of adapters",
+}
+_FIELDS: Final[Mapping[str, str]] = {
     "ln_after": "it normalises the result of the bottleneck",
     "ln_before": "it normalises the input of the bottleneck",
     "shared_W_phm": "its layers share their weights",
@@ -127,7 +130,7 @@ def check_fields(document: Mapping[str, Any]) -> None:
         raise ConfigError(msg)
     _check_method({key: value for key, value in config.items() if key != "configs"}, version)
     for each in configs:
-        _check_method(each, version, FIELDS.keys() - {UNION})
+        _check_method(each, version, _KNOWN.keys() - {UNION})
 
 
 def check_release(document: Mapping[str, Any]) -> object:
@@ -146,7 +149,7 @@ def check_release(document: Mapping[str, Any]) -> object:
     return version
 
 
-def _check_method(config: Mapping[str, Any], version: object, kinds: Collection[str] = FIELDS) -> None:
+def _check_method(config: Mapping[str, Any], version: object, kinds: Collection[str] = _KNOWN) -> None:
     """Refuse an architecture that is not known, and a field that no reader of it supports.
 
     Args:
@@ -157,12 +160,12 @@ def _check_method(config: Mapping[str, Any], version: object, kinds: Collection[
     """
     kind = architecture(config)
     if kind not in kinds:
-        reason = REFUSED_ARCHITECTURES.get(kind, "this architecture is not supported here")
+        reason = _ARCHITECTURES.get(kind, "this architecture is not supported here")
         raise ConfigError(f"The adapter has architecture={shown(kind)}: {reason}. {WAY_OUT}")
     for key, value in config.items():
         required, reason = _REQUIRED.get(key, (value, ""))
-        if key not in (*FIELDS[kind], *_REQUIRED) and value not in (None, False, "") and value not in ([], {}):
-            reason = _REASONS.get(key, f"this field of {version} is not supported")
+        if key not in (*_KNOWN[kind], *_REQUIRED) and value not in (None, False, "") and value not in ([], {}):
+            reason = _FIELDS.get(key, f"this field of {version} is not supported")
         elif value == required:
             continue
         if reason:

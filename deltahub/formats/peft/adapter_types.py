@@ -316,3 +316,15 @@ TYPES: Final[Mapping[str, AdapterType]] = {
         "wavelet_family",
     ),
 }
+REFUSED: Final[Mapping[str, str]] = {
+    "ADAMSS": "its file does not tell which rows form a group",
+    "ADAPTION_PROMPT": "it changes what an attention computes, by a gate for each layer",
+    "FROD": "its file does not hold the directions that it computed from the weights",
+    "LILY": "its update depends on the input",
+    "PEANUT": "its update is a network of the weight",
+    "POLY": "every call has to choose from its tasks",
+    "PSOFT": "it depends on signs of singular vectors that its file does not hold",
+    "SHADOW": "it runs a second model beside the backbone",
+    "TINYLORA": "it depends on signs of singular vectors that its file does not hold",
+    "XLORA": "its update depends on the input",
+}

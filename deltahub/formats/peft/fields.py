@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from deltahub.checkpoint.foreign_methods import REFUSED_PEFT_TYPES
 from deltahub.errors import ConfigError
 from deltahub.files.documents import shown
-from deltahub.formats.peft.adapter_types import TYPES
+from deltahub.formats.peft.adapter_types import REFUSED, TYPES
 from deltahub.formats.peft.lora_starts import check_start
 from deltahub.log import LOGGER
 
@@ -28,8 +27,8 @@ def check_fields(config: Mapping[str, Any]) -> None:
         ConfigError: a field is set that is not supported; the message says which, and the way out.
     """
     kind = config["peft_type"]
-    if kind in REFUSED_PEFT_TYPES:
-        msg = f"PEFT adapter type {kind} is not supported: {REFUSED_PEFT_TYPES[kind]}. Load it with PEFT."
+    if kind in REFUSED:
+        msg = f"PEFT adapter type {kind} is not supported: {REFUSED[kind]}. Load it with PEFT."
         raise ConfigError(msg)
     if kind not in TYPES:
         msg = (
