@@ -18,28 +18,32 @@ if TYPE_CHECKING:
     from deltahub.reference import Reference
 
 
+TargetArg = Annotated[str, typer.Argument(metavar="REF|FOLDER", help="A delta in any format, in a folder or a source.")]
+BackboneOpt = Annotated[
+    str, typer.Option("--backbone", metavar="BACKBONE", help="A folder, or a model in Hugging Face's cache.")
+]
+RecordOpt = Annotated[
+    bool,
+    typer.Option(
+        "--record",
+        help="Also record the backbone beside a delta of another library, so that it is refused on any other: in its "
+        "folder, or as a new version in its source.",
+    ),
+]
+DequantisedOpt = Annotated[
+    bool,
+    typer.Option(
+        "--dequantised",
+        help="Accept the backbone in another precision or quantisation than the recorded one, after comparing the weights.",
+    ),
+]
+
+
 def check(
-    target: Annotated[
-        str, typer.Argument(metavar="REF|FOLDER", help="A delta in any format, in a folder or a source.")
-    ],
-    backbone: Annotated[
-        str, typer.Option("--backbone", metavar="BACKBONE", help="A folder, or a model in Hugging Face's cache.")
-    ],
-    record: Annotated[
-        bool,
-        typer.Option(
-            "--record",
-            help="Also record the backbone beside a delta of another library, so that it is refused on any other: in its "
-            "folder, or as a new version in its source.",
-        ),
-    ] = False,
-    dequantised: Annotated[
-        bool,
-        typer.Option(
-            "--dequantised",
-            help="Accept the backbone in another precision or quantisation than the recorded one, after comparing the weights.",
-        ),
-    ] = False,
+    target: TargetArg,
+    backbone: BackboneOpt,
+    record: RecordOpt = False,
+    dequantised: DequantisedOpt = False,
     allow_pickle: OpenPickleOpt = False,
     json: JsonOpt = False,
     quiet: QuietOpt = False,

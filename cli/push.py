@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,41 +21,48 @@ if TYPE_CHECKING:
     from deltahub.sources.base import Pushed
 
 
+FoldersArg = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="FOLDER... | FOLDER NAME",
+        help="Folders that save_finetuned, PEFT, AdapterHub, OpenDelta or diffusers wrote. NAME: "
+        "[source:]namespace/name, made from task and backbone if left out. The registry numbers versions itself: v1, v2, ...; name one with --alias.",
+    ),
+]
+AliasOpt = Annotated[list[str] | None, typer.Option("--alias", "-a", help="A movable name to point here.")]
+MessageOpt = Annotated[str, typer.Option("--message", "-m", help="Why this version.")]
+ToOpt = Annotated[
+    str | None,
+    typer.Option("--to", metavar="SOURCE", help="The source to push to, or a registry's folder or s3://bucket/prefix."),
+]
+NamespaceOpt = Annotated[
+    str | None, typer.Option("--namespace", metavar="NAMESPACE", help="Name each delta after its folder, in here.")
+]
+PrivateOpt = Annotated[
+    bool, typer.Option("--private", help="On a hub: let only its owners see it, if it is new there.")
+]
+BackboneOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--backbone",
+        metavar="BACKBONE",
+        help="Record this backbone beside a delta of another library, which is then refused on any other: a folder, or a "
+        "model in Hugging Face's cache. The record, backbone.json, is written into FOLDER.",
+    ),
+]
+
+
 def push(
-    folders: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="FOLDER... | FOLDER NAME",
-            help="Folders that save_finetuned, PEFT, AdapterHub, OpenDelta or diffusers wrote. NAME: "
-            "[source:]namespace/name, made from task and backbone if left out. The registry numbers versions itself: v1, v2, ...; name one with --alias.",
-        ),
-    ],
+    folders: FoldersArg,
     tags: TagsOpt = None,
-    alias: Annotated[list[str] | None, typer.Option("--alias", "-a", help="A movable name to point here.")] = None,
+    alias: AliasOpt = None,
     expect: ExpectOpt = None,
-    message: Annotated[str, typer.Option("--message", "-m", help="Why this version.")] = "",
-    to: Annotated[
-        str | None,
-        typer.Option(
-            "--to", metavar="SOURCE", help="The source to push to, or a registry's folder or s3://bucket/prefix."
-        ),
-    ] = None,
-    namespace: Annotated[
-        str | None, typer.Option("--namespace", metavar="NAMESPACE", help="Name each delta after its folder, in here.")
-    ] = None,
+    message: MessageOpt = "",
+    to: ToOpt = None,
+    namespace: NamespaceOpt = None,
     sign: SignOpt = None,
-    private: Annotated[
-        bool, typer.Option("--private", help="On a hub: let only its owners see it, if it is new there.")
-    ] = False,
-    backbone: Annotated[
-        str | None,
-        typer.Option(
-            "--backbone",
-            metavar="BACKBONE",
-            help="Record this backbone beside a delta of another library, which is then refused on any other: a folder, or a "
-            "model in Hugging Face's cache. The record, backbone.json, is written into FOLDER.",
-        ),
-    ] = None,
+    private: PrivateOpt = False,
+    backbone: BackboneOpt = None,
     allow_pickle: PublishPickleOpt = False,
     allow_untrained: UntrainedOpt = False,
     json: JsonOpt = False,
@@ -81,36 +89,21 @@ def push(
     [dim]deltahub push ./peft-adapter acme/summaries --backbone ./llama[/dim]
     """
     if expect is not None and not alias:
-        raise typer.BadParameter(
-            "--expect says where an alias must point now. Name it with --alias, or leave --expect out."
-        )
+        msg = "--expect says where an alias must point now. Name it with --alias, or leave --expect out."
+        raise typer.BadParameter(msg)
     from deltahub.hub.hub import Hub
     from deltahub.reference import Reference
     from deltahub.registry.publish import Publication
 
-    expected_aliases = None if expect is None else dict.fromkeys(alias or (), expected(expect))
-    name, paths = _name(folders, namespace), [Path(folder) for folder in folders]
+    name, paths, labels = _name(folders, namespace), [Path(folder) for folder in folders], split_tags(tags)
     key, out, hub = _key(sign), Output(as_json=json, quiet=quiet), Hub.open()
     if name is None and (len(folders) > 1 or namespace is not None):
-        if alias or private:
-            option = "--alias" if alias else "--private"
-            raise typer.BadParameter(f"{option} is for one delta. Push them one by one, or leave it out.")
-        _require_folders(paths)
+        _check_many(paths, alias, private)
+        push_many = partial(hub.push_many, paths, namespace, tags=labels, message=message, to=to, sign=key)
         record = _recorder(backbone, allow_pickle=allow_pickle)
+        push_many = partial(push_many, allow_pickle=allow_pickle, allow_untrained=allow_untrained, record=record)
         with out.transfer("Pushing") as (grow, progress):
-            results = hub.push_many(
-                paths,
-                namespace,
-                tags=split_tags(tags),
-                message=message,
-                to=to,
-                progress=progress,
-                expected=grow,
-                sign=key,
-                allow_pickle=allow_pickle,
-                allow_untrained=allow_untrained,
-                record=record,
-            )
+            results = push_many(progress=progress, expected=grow)
         report_many(list(zip(map(str, paths), results, strict=True)), key, out)
         return
     hub.source(to or (Reference.parse(name).source if name else None))  # before a record is written
@@ -118,10 +111,10 @@ def push(
         paths[0],
         name,
         to=to,
-        tags=split_tags(tags),
+        tags=labels,
         aliases=alias or (),
         message=message,
-        expect=expected_aliases,
+        expect=None if expect is None else dict.fromkeys(alias or (), expected(expect)),
         private=private or None,
         signer=key,
         allow_pickle=allow_pickle,
@@ -196,10 +189,13 @@ def _key(path: Path | None) -> PrivateKey | None:
     return PrivateKey(path)
 
 
-def _require_folders(folders: Sequence[Path]) -> None:
-    """Refuse a mistyped path, which stops all pushes; a file, or a folder without an intact delta, stops only its own."""
+def _check_many(folders: Sequence[Path], alias: Sequence[str] | None, private: bool) -> None:
+    """Refuse options for one delta, and a mistyped path, which stop all pushes; a file, or a folder without an intact delta, stops only its own."""
     from deltahub.checkpoint.config_file import read_document
 
+    if alias or private:
+        option = "--alias" if alias else "--private"
+        raise typer.BadParameter(f"{option} is for one delta. Push them one by one, or leave it out.")
     for folder in folders:
         if not folder.exists():
             read_document(folder)  # raises

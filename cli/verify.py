@@ -18,36 +18,39 @@ if TYPE_CHECKING:
     from deltahub.registry.verify import Repaired
 
 
+TargetArg = Annotated[
+    str | None, typer.Argument(metavar="REF|FOLDER", help="A delta or a folder; everything if left out.")
+]
+AllOpt = Annotated[bool, typer.Option("--all", help="Every configured registry.")]
+RepairOpt = Annotated[bool, typer.Option("--repair", help="Fetch what is damaged from another registry or the cache.")]
+LineageOpt = Annotated[
+    bool, typer.Option("--lineage", help="Compute a combined, resized or scaled delta again from its parents.")
+]
+ParentOpt = Annotated[
+    list[str] | None,
+    typer.Option("--parent", metavar="FOLDER", help="With --lineage: a parent that is not in a registry or the cache."),
+]
+ProbeOpt = Annotated[
+    bool,
+    typer.Option(
+        "--probe", help="Also run the delta on the inputs saved with it, and compare the outputs; needs --backbone."
+    ),
+]
+BackboneOpt = Annotated[
+    str | None,
+    typer.Option("--backbone", metavar="BACKBONE", help="For --probe: a folder, or a model in Hugging Face's cache."),
+]
+
+
 def verify(
-    target: Annotated[
-        str | None, typer.Argument(metavar="REF|FOLDER", help="A delta or a folder; everything if left out.")
-    ] = None,
-    every: Annotated[bool, typer.Option("--all", help="Every configured registry.")] = False,
-    repair: Annotated[
-        bool, typer.Option("--repair", help="Fetch what is damaged from another registry or the cache.")
-    ] = False,
+    target: TargetArg = None,
+    every: AllOpt = False,
+    repair: RepairOpt = False,
     source: SourceOpt = None,
-    lineage: Annotated[
-        bool, typer.Option("--lineage", help="Compute a combined, resized or scaled delta again from its parents.")
-    ] = False,
-    parent: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--parent", metavar="FOLDER", help="With --lineage: a parent that is not in a registry or the cache."
-        ),
-    ] = None,
-    probe: Annotated[
-        bool,
-        typer.Option(
-            "--probe", help="Also run the delta on the inputs saved with it, and compare the outputs; needs --backbone."
-        ),
-    ] = False,
-    backbone: Annotated[
-        str | None,
-        typer.Option(
-            "--backbone", metavar="BACKBONE", help="For --probe: a folder, or a model in Hugging Face's cache."
-        ),
-    ] = None,
+    lineage: LineageOpt = False,
+    parent: ParentOpt = None,
+    probe: ProbeOpt = False,
+    backbone: BackboneOpt = None,
     json: JsonOpt = False,
     quiet: QuietOpt = False,
 ) -> None:
