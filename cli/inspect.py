@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +15,8 @@ from .output import Output, print_json, say, size_text
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from deltahub.checkpoint.manifest import Manifest
 
 SvgOpt = Annotated[Path | None, typer.Option("--svg", metavar="FILE", help="Save the backbone's tree as a picture.")]
 HtmlOpt = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Save the backbone's tree as a page.")]
@@ -75,6 +78,7 @@ def inspect(
 
 def inspect_delta(folder: Path, out: Output) -> None:
     """Print the config and the tensors of a saved delta."""
+    from deltahub.checkpoint.checkpoint import BACKBONE
     from deltahub.checkpoint.foreign import has_unread
     from deltahub.checkpoint.from_files import describe
 
@@ -87,23 +91,43 @@ def inspect_delta(folder: Path, out: Output) -> None:
     tensors = [(tensor.name, tensor.dtype, str(list(tensor.shape))) for tensor in manifest.tensors]
     out.rows(("tensor", "dtype", "shape"), tensors, key=None)
     if not out.quiet:
-        if "delta_package" in manifest.config:
-            say(f"method: {method_text(manifest.config)}", err=True)
-        count = manifest.parameters
+        if (method := method_text(manifest.config)) != manifest.config.get("delta_type", method):
+            say(f"method: {method}", err=True)
+        if any(file.path == BACKBONE for file in manifest.files) and (text := quantisation_of(folder / BACKBONE)):
+            say(f"quantisation of the backbone: {text}", err=True)
+        count, fixed = manifest.parameters, fixed_count(manifest)
         total = "an unknown number of" if has_unread(manifest) else f"{count['total']:,}"  # a pickle is not opened
-        say(f"{total} parameters, {size_text(manifest.size)}, {manifest.digest}", err=True)
+        text = f" ({fixed:,} of them fixed)" if fixed else ""
+        say(f"{total} parameters{text}, {size_text(manifest.size)}, {manifest.digest}", err=True)
 
 
 def method_text(config: Mapping[str, Any]) -> str:
-    """Describe the method of a delta: its type, and the package that adds it if it is not built in."""
+    """Describe the method of a delta: its type with its variant, and the package that adds it if it is not built in."""
+    from deltahub.checkpoint.description import method_title
     from deltahub.plugins.entry_points import DELTAS
 
-    delta_type = str(config["delta_type"])
     if "delta_package" not in config:
-        return delta_type
-    package = str(config["delta_package"])
+        return method_title(config)
+    delta_type, package = str(config["delta_type"]), str(config["delta_package"])
     state = "installed" if DELTAS.find(delta_type, package) else "not installed here; loading needs it"
     return f"{delta_type} (of the package {package}, {state})"
+
+
+def fixed_count(manifest: Manifest) -> int:
+    """Return how many values of a delta are saved with it and never train."""
+    from deltahub.checkpoint.description import fixed_values
+    from deltahub.checkpoint.manifest import DELTA
+
+    sizes = {tensor.name: math.prod(tensor.shape) for tensor in manifest.tensors}
+    return fixed_values(manifest.config, sizes) if manifest.kind == DELTA else 0
+
+
+def quantisation_of(record: Path) -> str:
+    """Describe the quantisation of a backbone by its record in a file; empty for a dense one."""
+    from deltahub.checkpoint.backbone_record import Fingerprint
+    from deltahub.checkpoint.description import quantisation_text
+
+    return quantisation_text(Fingerprint.from_bytes(record.read_bytes()))
 
 
 def _backbone(model: nn.Module, out: Output) -> None:

@@ -165,7 +165,7 @@ def _row(entry: Listed) -> tuple[str, ...]:
         entry.name,
         " ".join([entry.version[:_DIGITS], *aliases]),
         *([f"{entry.fit.level}: {entry.fit.detail}"] if entry.fit else []),
-        str(entry.summary.get("delta_type", "")),
+        str(entry.summary.get("method") or entry.summary.get("delta_type", "")),
         metrics_text(entry.summary.get("metrics", {})),
         " ".join(entry.tags),
         str(entry.summary.get("backbone_checkpoint_name", "")),

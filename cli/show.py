@@ -12,7 +12,7 @@ import typer
 
 from deltahub.reference import Digest, is_path
 
-from .inspect import inspect_delta, method_text
+from .inspect import fixed_count, inspect_delta, method_text, quantisation_of
 from .list import metrics_text
 from .options import JsonOpt, QuietOpt, RefArg
 from .output import Output, print_json, size_text
@@ -56,6 +56,7 @@ def show(ref: RefArg, json: JsonOpt = False, quiet: QuietOpt = False) -> None:
         ("tags", " ".join(entry.tags) or "none"),
         ("versions", " ".join(_pointed(document, name) for name in document.versions)),
         *_content(manifest),
+        *([("quantisation", text)] if (text := _quantisation(resolved)) else []),
         ("metrics", metrics_text({m["metric_type"]: m["metric_value"] for m in data["metrics"]}) or "none"),
         *([("description", data["description"])] if data["description"] else []),
     ]
@@ -68,7 +69,8 @@ def _facts(resolved: Resolved, document: ReferenceDocument, version: str, entry:
     from deltahub.checkpoint.foreign import has_unread
     from deltahub.registry.entries import metrics_of
 
-    counts = resolved.manifest.parameters
+    counts, count = resolved.manifest.parameters, fixed_count(resolved.manifest)
+    fixed = {"fixed": count} if count else {}
     return {
         "reference": str(resolved.reference),
         "name": document.name,
@@ -85,7 +87,8 @@ def _facts(resolved: Resolved, document: ReferenceDocument, version: str, entry:
         "removed": {name: asdict(removal) for name, removal in document.removed.items()},
         "kind": resolved.manifest.kind,
         "config": dict(resolved.manifest.config),
-        "parameters": dict.fromkeys(counts) if has_unread(resolved.manifest) else dict(counts),
+        "parameters": dict.fromkeys(counts) if has_unread(resolved.manifest) else {**counts, **fixed},
+        **({"quantisation": text} if (text := _quantisation(resolved)) else {}),
         "metrics": metrics_of(resolved.manifest, entry.summary),
         "description": entry.summary.get("description", ""),
         "card": entry.card,
@@ -115,6 +118,7 @@ def _version_entry(document: ReferenceDocument, version: str, digest: Digest) ->
 def _content(manifest: Manifest) -> list[tuple[str, str]]:
     """Describe the content of a version."""
     from deltahub.checkpoint.default_name import backbone_name
+    from deltahub.checkpoint.description import module_addresses
     from deltahub.checkpoint.foreign import has_unread
     from deltahub.checkpoint.manifest import FILES
     from deltahub.registry.entries import option_words, summary_of
@@ -135,17 +139,36 @@ def _content(manifest: Manifest) -> list[tuple[str, str]]:
                 f"{total:,}" if not has_unread(manifest) else "unknown: its weights are a pickle, which is not opened",
             ),
         ]
+    delta, total, fixed = manifest.parameters["delta"], manifest.parameters["total"], fixed_count(manifest)
+    addresses = module_addresses(config)
     return [
         ("method", method_text(config)),
-        ("modules", " ".join(config.get("modified_modules") or ())),
+        ("modules", ("; " if config.get("parts") else " ").join(addresses) or "chosen by the method"),
         ("backbone", f"{backbone_name(config) or '?'} ({config.get('backbone_class') or '?'})"),
         ("revision", str(config.get("backbone_revision", "unknown"))),
         ("fingerprint", str(config.get("backbone_hash"))),
         ("made from", "; ".join(_parent(parent) for parent in config.get("parents", ())) or "nothing else"),
         ("license", str(config.get("metadata", {}).get("license", "unknown"))),
         ("saved with", " ".join(_tools(config))),
-        ("parameters", f"{manifest.parameters['delta']:,} of the delta, {manifest.parameters['total']:,} in all"),
+        ("parameters", f"{delta - fixed:,} of the delta, {f'{fixed:,} fixed, ' if fixed else ''}{total:,} in all"),
     ]
+
+
+def _quantisation(resolved: Resolved) -> str:
+    """Describe the quantisation of a delta's backbone by its record, which is fetched; empty for a dense one or without a record."""
+    from deltahub.checkpoint.checkpoint import BACKBONE
+    from deltahub.errors import DeltaHubError
+    from deltahub.files.atomic import scratch
+
+    entry = next((file for file in resolved.manifest.files if file.path == BACKBONE), None)
+    if entry is None:
+        return ""
+    with scratch() as folder:
+        try:
+            resolved.fetch(entry, folder / BACKBONE, None)
+            return quantisation_of(folder / BACKBONE)
+        except DeltaHubError as error:  # all other facts are shown
+            return f"unknown: {error}"
 
 
 def _parent(parent: Mapping[str, str]) -> str:

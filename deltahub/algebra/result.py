@@ -18,6 +18,7 @@ from deltahub.algebra.operand import DOWN, UP, Operand, module_of
 from deltahub.checkpoint import checkpoint
 from deltahub.checkpoint.backbone_record import Fingerprint
 from deltahub.checkpoint.card import model_card
+from deltahub.checkpoint.description import fixed_values
 from deltahub.checkpoint.manifest import DELTA_PART
 from deltahub.errors import CheckpointError
 from deltahub.reference import Digest
@@ -172,7 +173,10 @@ def written(
     for name, tensor in computed.tensors.items():
         counts["delta"] += tensor.numel() if DELTA_PART in f".{name}" else 0
         counts["total"] += tensor.numel()
-    checkpoint.write(to, document, computed.tensors, fingerprint, model_card(document, counts), save_tensors)
+    counts["fixed"] = fixed_values(document, {name: tensor.numel() for name, tensor in computed.tensors.items()})
+    checkpoint.write(
+        to, document, computed.tensors, fingerprint, model_card(document, counts, fingerprint), save_tensors
+    )
     manifest = checkpoint.describe(to)
     trained = tuple(name for name in computed.tensors if DELTA_PART not in f".{name}")
     return Written(to, manifest.digest, manifest.size, computed.changes, trained)

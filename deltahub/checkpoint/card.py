@@ -9,20 +9,24 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from deltahub.checkpoint.backbone_record import Fingerprint
 from deltahub.checkpoint.default_name import backbone_name, method_of
+from deltahub.checkpoint.description import method_title, module_addresses, quantisation_text
 
 # The library that reads a format, by its name on the Hugging Face Hub.
 _LIBRARIES: Final = {"peft": "peft", "adapters": "adapter-transformers", "diffusers": "diffusers", "gguf": "gguf"}
 
 
-def model_card(document: Mapping[str, Any], counts: Mapping[str, int]) -> str:
+def model_card(document: Mapping[str, Any], counts: Mapping[str, int], backbone: Fingerprint | None = None) -> str:
     """Build the card of a checkpoint.
 
     Args:
         document: its config with metadata.
-        counts: ``delta`` and ``total``, numbers of parameters.
+        counts: ``delta`` and ``total``, numbers of parameters, and ``fixed``, those of the delta that do not train.
+        backbone: the record of its backbone; None if unknown.
     """
-    front, text = _data(document).to_yaml(), _text(_title(document), document, counts)
+    quantisation = quantisation_text(backbone) if backbone else ""
+    front, text = _data(document).to_yaml(), _text(_title(document), document, counts, quantisation)
     return f"{ModelCard(f'---{chr(10)}{front}{chr(10)}---{chr(10)}{text}')}"
 
 
@@ -82,21 +86,24 @@ def _eval_results(metadata: Mapping[str, Any]) -> list[EvalResult]:
     ]
 
 
-def _text(title: str, document: Mapping[str, Any], counts: Mapping[str, int]) -> str:
+def _text(title: str, document: Mapping[str, Any], counts: Mapping[str, int], quantisation: str) -> str:
     metadata = document.get("metadata", {})
     backbone = backbone_name(document) or "its backbone"
     revision, parents = document.get("backbone_revision"), document.get("parents", ())
+    fixed = counts.get("fixed", 0)
     package = document.get("delta_package")  # of a method that is not built in
     rows = [
-        ("method", f"{document['delta_type']} (package {package})" if package else document["delta_type"]),
+        ("method", f"{document['delta_type']} (package {package})" if package else method_title(document)),
         ("backbone", f"{backbone} ({document.get('backbone_class') or 'unknown class'})"),
         *([("backbone revision", revision)] if revision else []),
         ("backbone fingerprint", document.get("backbone_hash") or "unknown"),
+        *([("backbone quantisation", quantisation)] if quantisation else []),
         (
             "modules",
-            ", ".join(f"`{name}`" for name in document.get("modified_modules") or ()) or "chosen by the method",
+            ", ".join(f"`{name}`" for name in module_addresses(document)) or "chosen by the method",
         ),
-        ("parameters of the delta", f"{counts['delta']:,}"),
+        ("parameters of the delta", f"{counts['delta'] - fixed:,}"),
+        *([("fixed values of the delta", f"{fixed:,}")] if fixed else []),
         ("parameters in the file", f"{counts['total']:,}"),
         *((f"{parent['relation']} from", f"`{parent.get('name') or parent['digest']}`") for parent in parents),
         *((f"test {name}", value) for name, value in sorted(metadata.get("test_result", {}).items())),

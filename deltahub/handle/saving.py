@@ -210,7 +210,7 @@ class SaveLoadMixin(Attachment):
         document = _document(self.backbone_model, self._entry, description, identity, facts)
 
         def write() -> None:
-            card = _card(document, tensors)
+            card = _card(document, tensors, identity)
             checkpoint.write(folder, document, tensors, identity, card, save_function, probe_bytes)
             LOGGER.info("The delta has been saved in %s (%d tensors)", folder, len(tensors))
             if delay_push:
@@ -291,14 +291,17 @@ def _document(
     }
 
 
-def _card(document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+def _card(document: Mapping[str, Any], tensors: Mapping[str, Tensor], identity: Fingerprint) -> str:
     from deltahub.checkpoint.card import model_card
+    from deltahub.checkpoint.description import fixed_values
 
+    sizes = {name: tensor.numel() for name, tensor in tensors.items()}
     counts = {
-        "delta": sum(tensor.numel() for name, tensor in tensors.items() if is_delta_name(name)),
-        "total": sum(tensor.numel() for tensor in tensors.values()),
+        "delta": sum(size for name, size in sizes.items() if is_delta_name(name)),
+        "total": sum(sizes.values()),
+        "fixed": fixed_values(document, sizes),
     }
-    return model_card(document, counts)
+    return model_card(document, counts, identity)
 
 
 def _warn_if_whole(backbone: nn.Module, tensors: Mapping[str, Tensor]) -> None:

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from deltahub.checkpoint.checkpoint import BACKBONE
 from deltahub.checkpoint.default_name import backbone_name
+from deltahub.checkpoint.description import method_title
 from deltahub.checkpoint.manifest import FILES, Manifest
 from deltahub.reference import DeltaPath, Digest
 
@@ -29,6 +30,8 @@ def summary_of(manifest: Manifest) -> dict[str, object]:
     summary["backbone_checkpoint_name"] = backbone_name(manifest.config)
     if manifest.kind == FILES:
         summary |= {"delta_type": _type_of(manifest.config), "format": manifest.config.get("format")}
+    elif (title := method_title(manifest.config)) != manifest.config.get("delta_type"):
+        summary["method"] = title
     metrics = {str(m["metric_type"]): m["metric_value"] for m in manifest.metrics}
     counts = {"size": manifest.size, "parameters": manifest.parameters["total"]}
     return {**summary, **counts, **_options(manifest.config), "metrics": metrics, RECORD: record_of(manifest)}
@@ -52,7 +55,7 @@ def _options(config: Mapping[str, Any]) -> dict[str, object]:
 
 def option_words(summary: Mapping[str, Any]) -> list[str]:
     """Return the options of a version as words to search and show: ``"rank=8"``, ``"targets=q_proj,v_proj"``."""
-    values = {key: summary[key] for key in ("rank", "alpha", "targets") if summary.get(key)}
+    values = {key: summary[key] for key in ("method", "rank", "alpha", "targets") if summary.get(key)}
     return [f"{key}={','.join(map(str, it)) if isinstance(it, list) else it}" for key, it in values.items()]
 
 

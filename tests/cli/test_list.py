@@ -9,8 +9,12 @@ import pytest
 from deltahub_cli import output
 from deltahub_cli.output import Output
 from rich.progress import Progress
+from safetensors.numpy import save_file
 
-from tests.checkpoints import save_checkpoint
+from deltahub.checkpoint import checkpoint
+from deltahub.checkpoint.backbone_record import QUANTISED_VERSION, Fingerprint
+from deltahub.checkpoint.quantised_weight import Quantisation, QuantisedWeight
+from tests.checkpoints import BACKBONE, DOCUMENT, save_checkpoint
 
 
 @pytest.fixture
@@ -334,3 +338,32 @@ def test_every_command_names_a_delta_by_the_same_json_fields(run, run_json, ckpt
 def test_show_of_a_folder_shows_what_inspect_shows(run, ckpt):
     assert run("show", ckpt).stdout == run("inspect", ckpt).stdout
     assert "delta_type\tlora" in run("show", ckpt).stdout
+
+
+def test_a_delta_is_told_with_its_variant_its_fixed_values_and_the_quantisation_of_its_backbone(
+    run, run_json, tmp_path
+):
+    nf4 = Quantisation("nf4 (bitsandbytes)", 4, "bfloat16", "{}", ("weight",))
+    record = Fingerprint(BACKBONE.leaves, QUANTISED_VERSION, (QuantisedWeight("layer.query.weight", (4, 4), nf4),))
+    tensors = {
+        "layer.query.deltas.places": np.zeros(3, np.int32),
+        "layer.query.deltas.values": np.ones(3, np.float32),
+    }
+    options = {"delta_type": "weight_update", "method": "sparse", "backbone_hash": record.hash}
+    document = {key: value for key, value in DOCUMENT.items() if key != "lora_r"} | options
+    checkpoint.write(tmp_path / "a", document, tensors, record, "# A delta", save_file)
+    run("push", tmp_path / "a", "me/sparse")
+
+    assert "weight_update (sparse)" in run("list").stdout
+    assert [entry["reference"] for entry in run_json("list", "sparse)")] == ["me/sparse@v1"]
+    shown = run("show", "me/sparse").stdout
+    for word in (
+        "weight_update (sparse)",
+        "3 of the delta, 3 fixed, 6 in all",
+        "nf4 (bitsandbytes), 4 bits, 1 weights",
+    ):
+        assert word in shown
+    assert run_json("show", "me/sparse")["parameters"] == {"delta": 6, "fixed": 3, "total": 6}
+    inspected = run("inspect", tmp_path / "a").stderr
+    for word in ("weight_update (sparse)", "6 parameters (3 of them fixed)", "nf4 (bitsandbytes), 4 bits"):
+        assert word in inspected

@@ -5,6 +5,7 @@ import torch
 
 from deltahub import AutoDeltaModel
 from deltahub.checkpoint.config import known_types
+from deltahub.checkpoint.description import fixed_values
 from deltahub.errors import ConfigError
 from deltahub.testing import DeltaContract
 from tests.backbones import bert, untouched
@@ -159,6 +160,23 @@ OPTIONS = {contract.delta_type: contract.options for contract in DeltaContract._
 
 def test_every_built_in_type_has_a_contract():
     assert set(OPTIONS) == set(known_types())
+
+
+WITH_FIXED_VALUES = [
+    *(({"delta_type": kind, **OPTIONS[kind]}) for kind in ("vera", "adalora", "fusion", "adapter")),
+    {"delta_type": "compacter", **OPTIONS["compacter"], "learn_phm": False},
+    {"delta_type": "weight_update", "method": "sparse", "options": {"places": 9}, "modified_modules": ["attn.q"]},
+]
+
+
+@pytest.mark.parametrize("options", WITH_FIXED_VALUES, ids=lambda options: options["delta_type"])
+def test_saved_values_that_do_not_train_are_counted_as_fixed(options):
+    delta = AutoDeltaModel.from_config(options, bert())
+    delta.freeze_module()
+    tensors = delta.state_dict()
+    trained = sum(parameter.numel() for parameter in delta.parameters())
+    sizes = {name: tensor.numel() for name, tensor in tensors.items()}
+    assert fixed_values(delta.config.to_dict(), sizes) == sum(sizes.values()) - trained
 
 
 BAD_OPTIONS = [

@@ -199,7 +199,7 @@ def _line(entry: Listed) -> Line:
         name=entry.name,
         version=entry.version,
         pointing=tuple(sorted(alias for alias, version in entry.aliases.items() if version == entry.version)),
-        method=summary.get("delta_type"),
+        method=summary.get("method") or summary.get("delta_type"),
         backbone=summary.get("backbone_checkpoint_name") or summary.get("backbone_class"),
         metrics=tuple(_metrics(entry).items())[:_METRICS],
         tags=entry.tags,
