@@ -13,13 +13,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import urlsplit
 
+Answer = tuple[int, list[tuple[str, str]], bytes]  # status, headers, body
+
 
 @dataclass
 class Exchange:
     """One request on its way to the server; a fault acts on it before, instead of or after the answer."""
 
     handler: BaseHTTPRequestHandler
-    upstream: str
+    upstream: Callable[[Exchange], Answer]
     body: bytes
     headers: dict[str, str]
 
@@ -31,16 +33,9 @@ class Exchange:
     def path(self) -> str:
         return self.handler.path
 
-    def forward(self) -> tuple[int, list[tuple[str, str]], bytes]:
+    def forward(self) -> Answer:
         """Send the request on, and read the whole answer."""
-        connection = http.client.HTTPConnection(urlsplit(self.upstream).netloc, timeout=60)
-        with contextlib.closing(connection):
-            connection.putrequest(self.method, self.path, skip_host=True, skip_accept_encoding=True)
-            for name, value in self.headers.items():
-                connection.putheader(name, value)
-            connection.endheaders(self.body)
-            answer = connection.getresponse()
-            return answer.status, answer.getheaders(), answer.read()
+        return self.upstream(self)
 
     def respond(self, status: int, headers: list[tuple[str, str]], body: bytes, sent: int | None = None) -> None:
         """Answer; with `sent`, only so many bytes of the body and then the end of the connection."""
@@ -63,6 +58,22 @@ class Exchange:
         self.handler.connection.shutdown(socket.SHUT_RD)
         self.handler.close_connection = True
         self.handler.connection.close()
+
+
+def over_http(url: str) -> Callable[[Exchange], Answer]:
+    """The way to a server elsewhere."""
+
+    def sent(exchange: Exchange) -> Answer:
+        connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
+        with contextlib.closing(connection):
+            connection.putrequest(exchange.method, exchange.path, skip_host=True, skip_accept_encoding=True)
+            for name, value in exchange.headers.items():
+                connection.putheader(name, value)
+            connection.endheaders(exchange.body)
+            answer = connection.getresponse()
+            return answer.status, answer.getheaders(), answer.read()
+
+    return sent
 
 
 Fault = Callable[[Exchange], None]
@@ -133,7 +144,7 @@ class Rule:
 class Proxy:
     """Forwards to an S3 server; the first rule that meets a request has its way with it."""
 
-    upstream: str
+    upstream: Callable[[Exchange], Answer]
     rules: list[Rule] = field(default_factory=list)
     requests: list[tuple[str, str]] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -161,9 +172,9 @@ class Proxy:
 
 
 @contextlib.contextmanager
-def proxied(upstream: str) -> Iterator[Proxy]:
-    """A proxy before the server at `upstream`, on a port of its own."""
-    proxy = Proxy(upstream)
+def proxied(upstream: str | Callable[[Exchange], Answer]) -> Iterator[Proxy]:
+    """A proxy on a port of its own, before the server at a URL or the one that a call is."""
+    proxy = Proxy(over_http(upstream) if isinstance(upstream, str) else upstream)
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -179,6 +190,7 @@ def proxied(upstream: str) -> Iterator[Proxy]:
 
     class Server(ThreadingHTTPServer):
         daemon_threads = True
+        request_queue_size = 128  # a store connects many times at once
 
         def handle_error(self, *_: object) -> None:
             """A client that ends its connection is no news."""

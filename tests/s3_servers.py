@@ -1,4 +1,4 @@
-"""S3 servers on this machine: SeaweedFS, a real one with a disk, and moto, an emulator that starts at once."""
+"""S3 servers on this machine: SeaweedFS, a real one with a disk; moto, an emulator; and one in this process, for most tests."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ import pytest
 
 from deltahub.stores import probe
 from deltahub.stores.bucket import Bucket, Patience
+from tests.s3_memory import BUCKET, MemoryS3, memory_s3
 from tests.s3_proxy import Proxy, proxied
 
 ADMIN = ("ADMINKEY", "adminsecret")
 READER = ("READERKEY", "readersecret")
-BUCKET = "deltas"
 QUICK = Patience(connect=2, answer=5, upload=20, retries=3, backoff=0.01, total=20)
 
 _IDENTITIES = {
@@ -252,9 +252,22 @@ def new_moto(folder: Path) -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A moto server, which looks at no signature, so that a proxy may change what it is sent."""
+    """A moto server."""
     with new_moto(tmp_path_factory.mktemp("moto")) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def _s3() -> Iterator[MemoryS3]:
+    with memory_s3() as server:
+        yield server
+
+
+@pytest.fixture
+def s3(_s3: MemoryS3) -> Iterator[MemoryS3]:
+    """The server in this process, empty."""
+    yield _s3
+    _s3.clear()
 
 
 @pytest.fixture
@@ -266,7 +279,7 @@ def s3_keys(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def proxy(moto: Server, s3_keys: None) -> Iterator[Proxy]:
-    """A way to the moto server on which requests and answers can be broken."""
-    with proxied(moto.url) as running:
+def proxy(s3: MemoryS3, s3_keys: None) -> Iterator[Proxy]:
+    """A way to the server in this process on which requests and answers can be broken."""
+    with proxied(s3) as running:
         yield running

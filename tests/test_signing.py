@@ -414,8 +414,8 @@ def test_a_copy_leaves_signatures_that_are_there(team, key):
     assert signatures(mirror, digest) == {key.public.id: b"mine"}
 
 
-def test_a_bucket_holds_signatures_too(moto, s3_keys, team, tmp_path, key, other, checkpoint_folder):
-    bucket = Registry(BucketStore(moto.bucket(), QUICK), "bucket")
+def test_a_bucket_holds_signatures_too(s3, s3_keys, team, tmp_path, key, other, checkpoint_folder):
+    bucket = Registry(BucketStore(s3.bucket(), QUICK), "bucket")
     pushed = hub_of(bucket, tmp_path, key).push(checkpoint_folder, "acme/ner", sign=key)
     add_signature(bucket, pushed.digest, other.public.id, b"{}")
     add_signature(bucket, pushed.digest, other.public.id, other.sign(describe(checkpoint_folder).to_bytes()))

@@ -27,7 +27,7 @@ def team(run, tmp_path) -> str:
     return "team"
 
 
-@pytest.fixture(params=["folder", "moto", "seaweed"])
+@pytest.fixture(params=["folder", "s3", "seaweed"])
 def source(request, run, tmp_path) -> str:
     """A registry in a folder or a bucket."""
     if request.param == "folder":
@@ -155,7 +155,7 @@ def test_with_read_only_keys_everything_can_be_read(run, run_json, ckpt, seaweed
         (["registry", "add", "Team", "/x"], 2, "'Team' cannot be a source"),
         (["registry", "add", "cloud", "ftp://x"], 2, "expected a folder, s3://bucket/prefix"),
         (
-            ["registry", "add", "cloud", "s3://nowhere/x", "--endpoint", "{moto}"],
+            ["registry", "add", "cloud", "s3://nowhere/x", "--endpoint", "{s3}"],
             6,
             "The bucket 'nowhere' does not exist there.",
         ),
@@ -171,10 +171,10 @@ def test_with_read_only_keys_everything_can_be_read(run, run_json, ckpt, seaweed
     ],
 )
 def test_an_impossible_request_is_one_clear_error_and_changes_nothing(
-    run, run_json, ckpt, team, tmp_path, moto, s3_keys, arguments, code, words
+    run, run_json, ckpt, team, tmp_path, s3, s3_keys, arguments, code, words
 ):
     before = run_json("registry", "list")
-    places = {"ckpt": ckpt, "tmp": tmp_path, "moto": moto.url}
+    places = {"ckpt": ckpt, "tmp": tmp_path, "s3": s3.url}
     done = run(*(argument.format(**places) for argument in arguments))
     assert done.exit_code == code, done.output
     assert words.format(**places) in done.stderr
@@ -190,8 +190,8 @@ def test_an_unreachable_registry_can_be_added_unchecked(run, run_json):
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 @pytest.mark.parametrize(("command", "method"), [("push", "PUT"), ("pull", "GET")])
-def test_an_interrupt_is_heard_while_a_server_does_not_answer(run, ckpt, proxy, moto, command, method):
-    bucket = moto.bucket(endpoint=proxy.url)
+def test_an_interrupt_is_heard_while_a_server_does_not_answer(run, ckpt, proxy, s3, command, method):
+    bucket = s3.bucket(endpoint=proxy.url)
     run("registry", "add", "team", f"s3://{bucket.name}/{bucket.prefix}", "--endpoint", bucket.endpoint)
     run("push", ckpt, "me/x", "--to", "team")
     begun, end = threading.Event(), threading.Event()
@@ -215,8 +215,8 @@ def test_an_interrupt_is_heard_while_a_server_does_not_answer(run, ckpt, proxy, 
     assert (process.returncode, told) == (130, b"Interrupted; nothing was left half done.\n")
 
 
-def test_no_secret_is_written_down(run, s3_keys, moto):
-    bucket = moto.bucket()
+def test_no_secret_is_written_down(run, s3_keys, s3):
+    bucket = s3.bucket()
     run(
         "registry",
         "add",

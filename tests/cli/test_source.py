@@ -183,8 +183,8 @@ def test_registries_without_a_name_are_pushed_to_and_pulled_from(run, run_json, 
     assert run("pull", "local:me/x", "--from", place).exit_code == 2
 
 
-def test_a_bucket_without_a_name_is_pushed_to_and_pulled_from(run, run_json, ckpt, moto, s3_keys, monkeypatch):
-    bucket = moto.bucket()
+def test_a_bucket_without_a_name_is_pushed_to_and_pulled_from(run, run_json, ckpt, s3, s3_keys, monkeypatch):
+    bucket = s3.bucket()
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", bucket.endpoint)
     monkeypatch.setenv("AWS_REGION", "us-east-1")
     place = f"s3://{bucket.name}/{bucket.prefix}"

@@ -82,12 +82,12 @@ def behind(proxy: Proxy, outage: Outage, bucket: Bucket) -> Registry:
     ids=lambda value: value if isinstance(value, str) else "carried out" if value else "not carried out",
 )
 def test_a_connection_lost_at_any_request_leaves_the_old_state_or_the_new_one(
-    moto, proxy, world, filled, action, carried_out
+    s3, proxy, world, filled, action, carried_out
 ):
     act = ACTIONS[action]
 
     def prepare(outage):
-        bucket = moto.bucket()
+        bucket = s3.bucket()
         registry = fill(bucket, filled)
         return registry, behind(proxy, outage, bucket)
 

@@ -12,7 +12,7 @@ from deltahub.stores.memory import MemoryStore
 from tests.s3_servers import QUICK
 
 
-@pytest.fixture(params=["local", "memory", "moto"])
+@pytest.fixture(params=["local", "memory", "s3"])
 def new_registry(request, tmp_path):
     """Makes empty registries over a store of each kind."""
 
@@ -22,7 +22,7 @@ def new_registry(request, tmp_path):
         if request.param == "memory":
             return MemoryStore()
         request.getfixturevalue("s3_keys")
-        return BucketStore(request.getfixturevalue("moto").bucket(), QUICK)
+        return BucketStore(request.getfixturevalue("s3").bucket(), QUICK)
 
     return lambda name="local": Registry(store(name), name)
 

@@ -45,11 +45,11 @@ pytestmark = pytest.mark.slow  # damage at every place of a bundle
 parse = Reference.parse
 
 
-@pytest.fixture(params=["local", "memory", "moto"])
+@pytest.fixture(params=["local", "memory", "s3"])
 def target(request, tmp_path) -> Registry:
-    if request.param == "moto":
+    if request.param == "s3":
         request.getfixturevalue("s3_keys")
-        return Registry(BucketStore(request.getfixturevalue("moto").bucket(), QUICK), "target")
+        return Registry(BucketStore(request.getfixturevalue("s3").bucket(), QUICK), "target")
     return Registry(LocalStore(tmp_path / "target") if request.param == "local" else MemoryStore(), "target")
 
 

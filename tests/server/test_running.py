@@ -119,8 +119,8 @@ def test_commits_through_several_hubs_of_several_processes_are_all_kept(tmp_path
     assert [damage for _, damage in verify(Registry(LocalStore(registry))) if damage] == []
 
 
-def test_a_bucket_is_served_by_its_name_as_a_source(tmp_path, moto, s3_keys):
-    bucket = moto.bucket()
+def test_a_bucket_is_served_by_its_name_as_a_source(tmp_path, s3, s3_keys):
+    bucket = s3.bucket()
     entry = SourceEntry.checked(
         "team", f"s3://{bucket.name}/{bucket.prefix}", endpoint=bucket.endpoint, region="us-east-1"
     )

@@ -211,7 +211,7 @@ def origin(request, tmp_path, monkeypatch) -> Iterator[Origin]:
         yield InMemory(registry)
     elif request.param == "bucket":
         request.getfixturevalue("s3_keys")
-        server = request.getfixturevalue("moto")
+        server = request.getfixturevalue("s3")
         bucket = server.bucket()
         url = f"s3://{bucket.name}/{bucket.prefix}"
         change(lambda known: known.add(SourceEntry("team", url, bucket.endpoint, "us-east-1")))

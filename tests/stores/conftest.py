@@ -42,7 +42,7 @@ def azure(azure_url, monkeypatch) -> Bucket:
     return Bucket.parse(f"az://{azure_server.CONTAINER}/test/{uuid.uuid4().hex}", endpoint=azure_url)
 
 
-@pytest.fixture(params=["local", "memory", "moto", "seaweed", "google", "azure"])
+@pytest.fixture(params=["local", "memory", "s3", "moto", "seaweed", "google", "azure"])
 def store(request, tmp_path) -> Store:
     if request.param == "local":
         return LocalStore(tmp_path / "store")

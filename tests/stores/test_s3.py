@@ -35,8 +35,8 @@ SHA = hashlib.sha256(WEIGHTS).hexdigest()
 
 
 @pytest.fixture
-def store(moto, s3_keys) -> BucketStore:
-    return BucketStore(moto.bucket(), QUICK)
+def store(s3, s3_keys) -> BucketStore:
+    return BucketStore(s3.bucket(), QUICK)
 
 
 def overwrite(store: BucketStore, key: str, data: bytes) -> None:
@@ -54,7 +54,7 @@ def new_file(folder: Path, size: int) -> tuple[Path, str]:
     return path, hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-@pytest.mark.parametrize("server", ["moto", "seaweed"])
+@pytest.mark.parametrize("server", ["s3", "moto", "seaweed"])
 @pytest.mark.parametrize("size", [PART, PART + 1, 2 * PART])
 def test_a_file_of_several_parts_is_read_as_it_was_stored(request, s3_keys, tmp_path, server, size):
     store = BucketStore(request.getfixturevalue(server).bucket(), QUICK)
@@ -113,8 +113,8 @@ print(most() - before)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is measured as Linux tells it")
-def test_a_big_file_takes_no_more_memory_than_one_of_a_few_parts(moto, s3_keys, tmp_path):
-    arguments = [*dataclasses.astuple(moto.bucket())[:3]]
+def test_a_big_file_takes_no_more_memory_than_one_of_a_few_parts(s3, s3_keys, tmp_path):
+    arguments = [*dataclasses.astuple(s3.bucket())[:3]]
     for name, parts in (("small", 3), ("big", 12)):
         path = tmp_path / name
         path.write_bytes(bytes(parts * PART))
@@ -125,14 +125,14 @@ def test_a_big_file_takes_no_more_memory_than_one_of_a_few_parts(moto, s3_keys, 
     assert float(done.stdout) < 16  # MB; the file has 72 MB more
 
 
-def test_one_prefix_knows_nothing_of_another(moto, s3_keys):
-    one, other = BucketStore(moto.bucket(), QUICK), BucketStore(moto.bucket(), QUICK)
+def test_one_prefix_knows_nothing_of_another(s3, s3_keys):
+    one, other = BucketStore(s3.bucket(), QUICK), BucketStore(s3.bucket(), QUICK)
     one.swap(DOCUMENT, b"1", None)
     assert (stored(one), stored(other)) == ([DOCUMENT], [])
 
 
-def test_a_store_can_be_the_whole_bucket(moto, s3_keys):
-    store = BucketStore(Bucket(moto.bucket().name, "", moto.url), QUICK)
+def test_a_store_can_be_the_whole_bucket(s3, s3_keys):
+    store = BucketStore(Bucket(s3.bucket().name, "", s3.url), QUICK)
     etag = store.swap("refs/whole/bucket.json", b"1", None)
     assert store.read_tagged("refs/whole/bucket.json") == (b"1", etag)
     assert [key for key, _ in store.keys("refs/whole/")] == ["refs/whole/bucket.json"]
@@ -150,8 +150,8 @@ def test_a_store_can_be_the_whole_bucket(moto, s3_keys):
         (["if-match", "if-none-match"], "ignores If-None-Match"),
     ],
 )
-def test_a_server_that_ignores_conditions_is_read_and_never_written(proxy: Proxy, moto, headers, reason):
-    good = BucketStore(moto.bucket(), QUICK)
+def test_a_server_that_ignores_conditions_is_read_and_never_written(proxy: Proxy, s3, headers, reason):
+    good = BucketStore(s3.bucket(), QUICK)
     etag = good.swap(DOCUMENT, b"1", None)
     proxy.breaks(without(*headers), times=None)
     weak = BucketStore(Bucket(good.bucket.name, good.bucket.prefix, proxy.url), QUICK)
@@ -171,8 +171,8 @@ def test_a_server_without_conditional_writes_is_never_written(proxy: Proxy):
         store.swap(DOCUMENT, b"1", None)
 
 
-def test_a_server_is_asked_once_before_the_first_write_and_never_for_reading(proxy: Proxy, moto):
-    place = moto.bucket(endpoint=proxy.url)
+def test_a_server_is_asked_once_before_the_first_write_and_never_for_reading(proxy: Proxy, s3):
+    place = s3.bucket(endpoint=proxy.url)
     BucketStore(place, QUICK).read_tagged(DOCUMENT)
     list(BucketStore(place, QUICK).keys("refs/"))
     assert [path for _, path in proxy.requests if "/probe/" in path] == []
@@ -185,17 +185,17 @@ def test_a_server_is_asked_once_before_the_first_write_and_never_for_reading(pro
     assert stored(BucketStore(place, QUICK)) == [object_key(SHA), DOCUMENT]
 
 
-def test_an_answer_that_was_lost_makes_no_server_weak(proxy: Proxy, moto):
+def test_an_answer_that_was_lost_makes_no_server_weak(proxy: Proxy, s3):
     for step in range(5):
         probe._weaknesses.clear()
         proxy.rules.clear()
         proxy.breaks(
             lambda exchange: (exchange.forward(), status(500, "InternalError")(exchange)), words="/probe/", skip=step
         )
-        BucketStore(moto.bucket(endpoint=proxy.url), QUICK).swap(DOCUMENT, b"1", None)
+        BucketStore(s3.bucket(endpoint=proxy.url), QUICK).swap(DOCUMENT, b"1", None)
 
 
-@pytest.mark.parametrize("server", ["moto", "seaweed"])
+@pytest.mark.parametrize("server", ["s3", "moto", "seaweed"])
 def test_concurrent_pushes_to_one_delta_lose_nothing(request, s3_keys, new_checkpoint, tmp_path, server):
     bucket, folders = request.getfixturevalue(server).bucket(), [new_checkpoint(value=float(n)) for n in range(5)]
     hubs = [Hub({"team": Registry(BucketStore(bucket, QUICK), "team")}, Cache(tmp_path / "cache")) for _ in folders]
@@ -262,7 +262,7 @@ def test_wrong_credentials_are_one_sentence(seaweed, s3_keys, monkeypatch, varia
         assert "wrong" not in str(caught.value)
 
 
-@pytest.mark.parametrize("server", ["moto", "seaweed"])
+@pytest.mark.parametrize("server", ["s3", "moto", "seaweed"])
 def test_a_bucket_that_does_not_exist_is_no_empty_store(request, s3_keys, tmp_path, server):
     store = BucketStore(Bucket("nowhere", "x", request.getfixturevalue(server).url), QUICK)
     for call in (
@@ -300,8 +300,8 @@ def test_a_server_that_cannot_be_reached_is_one_sentence(s3_keys):
         (400, "Strange", r"\(400 Strange\)\. Check the address"),
     ],
 )
-def test_server_errors_become_one_clear_error_with_a_remedy(proxy: Proxy, moto, number, code, words):
-    store = BucketStore(moto.bucket(endpoint=proxy.url), QUICK)
+def test_server_errors_become_one_clear_error_with_a_remedy(proxy: Proxy, s3, number, code, words):
+    store = BucketStore(s3.bucket(endpoint=proxy.url), QUICK)
     etag = store.swap(DOCUMENT, b"1", None)
     proxy.breaks(status(number, code), times=None)
     with pytest.raises(StorageError, match=words) as caught:

@@ -41,9 +41,9 @@ FAULTS = {
 
 
 @pytest.fixture
-def good(moto, s3_keys) -> BucketStore:
+def good(s3, s3_keys) -> BucketStore:
     """A store, straight."""
-    return BucketStore(moto.bucket(), QUICK)
+    return BucketStore(s3.bucket(), QUICK)
 
 
 @pytest.fixture

@@ -43,7 +43,7 @@ def served(
     """A hub for one of the ways; with `regular`, the client has Xet and does not know that the hub has none."""
     if way == "s3":
         request.getfixturevalue("s3_keys")
-        store: LocalStore | BucketStore = BucketStore(request.getfixturevalue("moto").bucket(), QUICK)
+        store: LocalStore | BucketStore = BucketStore(request.getfixturevalue("s3").bucket(), QUICK)
     else:
         store = LocalStore(tmp_path / "served")
     if way in ("lfs", "multipart"):

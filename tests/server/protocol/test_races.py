@@ -29,7 +29,7 @@ def hubs(request, tmp_path):
     """Two servers over one registry."""
     if request.param == "bucket":
         request.getfixturevalue("s3_keys")
-        bucket = request.getfixturevalue("moto").bucket()
+        bucket = request.getfixturevalue("s3").bucket()
         stores = [BucketStore(bucket, QUICK), BucketStore(bucket, QUICK)]
     else:
         stores = [LocalStore(tmp_path / "served"), LocalStore(tmp_path / "served")]
