@@ -41,6 +41,7 @@ ExpectOpt = Annotated[
         "--expect", metavar="VERSION", help="Only if the alias points to this version now; 'none' if nowhere."
     ),
 ]
+ReasonOpt = Annotated[str, typer.Option("--message", "-m", help="The reason, for the log.")]
 
 
 def expected(version: str) -> str | None:

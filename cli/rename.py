@@ -20,21 +20,12 @@ def rename(
 
     [dim]deltahub rename DeltaHub/sst2-t5-base acme/sentiment[/dim]
     """
-    from deltahub.errors import ReferenceSyntaxError
+    from deltahub.hub.edits import rename as give_name
     from deltahub.hub.hub import Hub
     from deltahub.reference import Reference
-    from deltahub.registry.rename import rename as give_name
 
-    old_reference, new_reference = Reference.parse(old), Reference.parse(new)
-    if old_reference.version or new_reference.version:
-        raise ReferenceSyntaxError("All versions of a delta have one name. Leave out '@...'.")
-    registry, document = Hub.open().held(old_reference)
-    if new_reference.source not in (None, registry.name):
-        msg = f"{old} is in {registry.name}, and a name stays in its registry. Leave out {new_reference.source!r}, or copy it there."
-        raise ReferenceSyntaxError(msg)
-    give_name(registry, Reference.parse(document.name), new_reference)
-    exact = f"{registry.name}:{new_reference.path}"
-    is_unchanged = document.name == new_reference.path
-    line = "It has that name already." if is_unchanged else f"{document.name} leads to it from now on."
+    changed, before = give_name(Hub.open(), Reference.parse(old), Reference.parse(new))
+    exact = str(changed.reference)
+    line = "It has that name already." if before == changed.reference.path else f"{before} leads to it from now on."
     out = Output(as_json=json, quiet=quiet)
-    out.result({"reference": exact, "before": document.name}, exact, line)
+    out.result({"reference": exact, "before": before}, exact, line)

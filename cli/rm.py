@@ -29,26 +29,21 @@ def rm(
 
     [dim]deltahub rm DeltaHub/sst2-t5-base@v2 -m "trained on the test set"[/dim]
     """
-    from deltahub.errors import ReferenceSyntaxError
+    from deltahub.hub.edits import remove
     from deltahub.hub.hub import Hub
     from deltahub.hub.lockfile import Lock, active
     from deltahub.reference import Reference
-    from deltahub.registry.edits import remove
 
-    reference = Reference.parse(ref)
-    if reference.version is None:
-        msg = f"Say which version of {reference.path} is to go, e.g. {reference.path}@v1; `deltahub log` lists them."
-        raise ReferenceSyntaxError(msg)
     locks = [Lock.read(path) for path in lock or ()]
     needed = {digest for each in (*locks, active()) if each for digest in each.digests}
-    registry, document = Hub.open().held(reference)
-    document, version = remove(registry, document.name, reference.version, message=message, needed=needed)
-    exact = f"{registry.name}:{document.name}@{version}"
+    changed = remove(Hub.open(), Reference.parse(ref), message=message, needed=needed)
+    exact, document = str(changed.reference), changed.document
+    tombstone = document.removed.get(changed.reference.version or "")  # not in a repo of git
     out = Output(as_json=json, quiet=quiet)
     data = {
         "reference": exact,
         "removed": exact,
-        "digest": document.removed[version].digest,
+        "digest": tombstone.digest if tombstone else None,
         "left": list(document.versions),
     }
     out.result(data, f"{exact} is removed", f"Still there: {' '.join(document.versions) or 'no version'}")

@@ -110,11 +110,15 @@ def signatures_of(checked: Sequence[tuple[str | None, str]]) -> dict[tuple[str |
     from deltahub.hub.hub import Hub
     from deltahub.registry.signatures import PREFIX, signatures
     from deltahub.settings.user import Settings
+    from deltahub.sources.registry import RegistrySource
 
     hub, entries = Hub.open(), Settings.read().added
     states_by_version: dict[tuple[str | None, str], list[dict[str, str]]] = {}
     for source in {source for source, _ in checked}:
-        registry = hub.registry(source)
+        place = hub.source(source)
+        if not isinstance(place, RegistrySource):  # a hub does not pass signatures on
+            continue
+        registry = place.registry
         if not registry.store.children(PREFIX):
             continue
         keys = entries[registry.name].trust if registry.name in entries else ()

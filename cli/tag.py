@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .options import ExpectOpt, JsonOpt, QuietOpt, RefArg, expected
+from .options import ExpectOpt, JsonOpt, QuietOpt, ReasonOpt, RefArg, expected
 from .output import Output
 
 
@@ -24,17 +24,15 @@ def tag(
 
     [dim]deltahub tag DeltaHub/sst2-t5-base@v2 draft-[/dim]
     """
+    from deltahub.hub.edits import set_tags
     from deltahub.hub.hub import Hub
     from deltahub.reference import Reference, check_tag
-    from deltahub.registry.edits import set_tags
 
     reference = Reference.parse(ref)
     add = [check_tag(text) for text in tags if not text.endswith("-")]
     remove = [check_tag(text[:-1]) for text in tags if text.endswith("-")]
-    registry, document = Hub.open().held(reference)
-    version = document.resolve(reference.version)
-    entry = set_tags(registry, document.name, version, add, remove)
-    exact = f"{registry.name}:{document.name}@{version}"
+    changed = set_tags(Hub.open(), reference, add, remove)
+    exact, entry = str(changed.reference), changed.document.versions[changed.reference.version or ""]
     out = Output(as_json=json, quiet=quiet)
     out.result({"reference": exact, "tags": entry.tags}, f"{exact}: {' '.join(entry.tags) or 'no tags'}")
 
@@ -44,6 +42,7 @@ def alias(
     name: Annotated[str, typer.Argument(metavar="ALIAS", help="A movable name, e.g. champion.")],
     remove: Annotated[bool, typer.Option("--remove", help="Remove the alias.")] = False,
     expect: ExpectOpt = None,
+    message: ReasonOpt = "",
     json: JsonOpt = False,
     quiet: QuietOpt = False,
 ) -> None:
@@ -56,43 +55,41 @@ def alias(
 
     [dim]deltahub alias DeltaHub/sst2-t5-base@v3 champion --expect v2[/dim]
     """
-    from deltahub.errors import ConflictError
+    from deltahub.hub.edits import set_alias
     from deltahub.hub.hub import Hub
-    from deltahub.reference import Reference, check_alias
-    from deltahub.registry.edits import set_alias
+    from deltahub.reference import Reference
+    from deltahub.registry.edits import ANYTHING
 
-    reference = Reference.parse(ref)
-    check_alias(name)
-    registry, document = Hub.open().held(reference)
-    version = document.resolve(reference.version)
-    current_target = document.aliases.get(name)
-    if remove and reference.version and current_target and current_target != version:
-        raise ConflictError(f"The alias {document.name}@{name}", version, current_target)
-    expected_target = current_target if expect is None else expected(expect)
-    document = set_alias(registry, document.name, name, None if remove else version, expect=expected_target)
-    target = document.aliases.get(name)
-    exact = f"{registry.name}:{document.name}@{name}"
+    known = ANYTHING if expect is None else expected(expect)
+    changed = set_alias(Hub.open(), Reference.parse(ref), name, remove=remove, expect=known, reason=message)
+    exact, target = str(changed.reference), changed.target
     line = f"{exact} is {target}" if target else f"{exact} is removed"
     out = Output(as_json=json, quiet=quiet)
-    out.result({"reference": exact, "version": target, "aliases": dict(document.aliases)}, line)
+    out.result({"reference": exact, "version": target, "aliases": dict(changed.document.aliases)}, line)
 
 
 def undo(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A delta: [source:]namespace/name.")],
+    alias: Annotated[
+        str | None, typer.Argument(metavar="[ALIAS]", help="The alias to take back; by default the last one moved.")
+    ] = None,
+    message: ReasonOpt = "",
     json: JsonOpt = False,
     quiet: QuietOpt = False,
 ) -> None:
     """Undo the last move of an alias; run it again to undo the one before. The log keeps every move.
 
     [dim]deltahub undo DeltaHub/sst2-t5-base[/dim]
+
+    [dim]deltahub undo team:acme/sst2 champion -m "worse on short texts"[/dim]
     """
+    from deltahub.hub.edits import undo as take_back
     from deltahub.hub.hub import Hub
     from deltahub.reference import Reference
-    from deltahub.registry.edits import undo as take_back
 
-    registry, document = Hub.open().held(Reference.parse(name))
-    document, move = take_back(registry, document.name)
-    exact = f"{registry.name}:{document.name}@{move.what}"
+    changed = take_back(Hub.open(), Reference.parse(name), alias, reason=message)
+    exact, move = str(changed.reference), changed.undone
+    assert move is not None
     line = f"{exact} is {move.before} again" if move.before else f"{exact} is removed"
     out = Output(as_json=json, quiet=quiet)
     data = {"reference": exact, "version": move.before, "undone": {"time": move.time, "author": move.author}}

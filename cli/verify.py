@@ -15,7 +15,9 @@ from .output import Output, print_json, say
 from .sign import signatures_of
 
 if TYPE_CHECKING:
+    from deltahub.reference import DeltaPath
     from deltahub.registry.verify import Repaired
+    from deltahub.sources.base import Source
 
 
 TargetArg = Annotated[
@@ -215,12 +217,15 @@ def _registries(target: str | None, source: str | None, *, every: bool, repair: 
     from deltahub.registry.verify import Repaired
     from deltahub.registry.verify import repair as mend
     from deltahub.registry.verify import verify as check
+    from deltahub.sources.registry import RegistrySource
 
     hub = Hub.open()
     reference = Reference.parse(target) if target else None
     paths, version = ([reference.path], reference.version) if reference else (None, None)
     source_name = source or (reference.source if reference else None)
     results = []
+    if not every and not isinstance(outside := hub.source(source_name), RegistrySource):
+        return _outside(outside, paths, version, repair=repair)
     for registry in hub.registries.values() if every else [hub.registry(source_name)]:
         prefix = f"{registry.name}:" if every else ""
         repairs = (
@@ -230,3 +235,19 @@ def _registries(target: str | None, source: str | None, *, every: bool, repair: 
         )
         results += [replace(result, reference=f"{prefix}{result.reference}") for result in repairs]
     return results
+
+
+def _outside(source: Source, paths: list[DeltaPath] | None, version: str | None, *, repair: bool) -> list[Repaired]:
+    """Verify deltas of a hub by what it sends."""
+    from deltahub.errors import ConfigError
+    from deltahub.registry.verify import Repaired
+    from deltahub.sources.huggingface import HuggingFace
+    from deltahub.sources.huggingface.verify import verify as check
+
+    if not isinstance(source, HuggingFace):
+        msg = f"{source.place} cannot be verified: it is neither a registry nor a hub. Pull the delta, which checks every byte."
+        raise ConfigError(msg)
+    if repair:
+        msg = f"Only the registry of {source.place} can be repaired, by its administrator. Leave out --repair."
+        raise ConfigError(msg)
+    return [Repaired(name, {}, damage) for name, damage in check(source, paths, version)]

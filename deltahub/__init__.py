@@ -23,6 +23,11 @@ if TYPE_CHECKING:
     from deltahub.api import list_deltas as list_deltas
     from deltahub.api import pull as pull
     from deltahub.api import push as push
+    from deltahub.api import remove as remove
+    from deltahub.api import rename as rename
+    from deltahub.api import set_alias as set_alias
+    from deltahub.api import set_tags as set_tags
+    from deltahub.api import undo as undo
     from deltahub.auto import AutoDeltaConfig as AutoDeltaConfig
     from deltahub.auto import AutoDeltaModel as AutoDeltaModel
     from deltahub.checkpoint.config import BaseDeltaConfig as BaseDeltaConfig
@@ -136,9 +141,14 @@ _HOMES = {
     "pull": "api",
     "push": "api",
     "record_backbone": "handle.recording",
+    "remove": "api",
+    "rename": "api",
     "resize": "algebra.resize",
     "route": "handle.routing",
     "scale": "algebra.scale",
+    "set_alias": "api",
+    "set_tags": "api",
+    "undo": "api",
     "verify_lineage": "algebra.lineage",
 }
 

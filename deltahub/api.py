@@ -6,10 +6,12 @@ import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
+from deltahub.hub import edits
 from deltahub.hub.hub import Hub
 from deltahub.link import parse_reference
 from deltahub.reference import Reference
 from deltahub.registry.amend import Amendment
+from deltahub.registry.edits import ANYTHING, Anything
 from deltahub.registry.publish import Publication
 from deltahub.registry.search.conditions import Metric, Query, Search
 from deltahub.registry.search.index import Listed
@@ -73,6 +75,81 @@ def amend(
         ConfigError: a text is too long, a metric is not a number, or the source keeps no such changes.
     """
     return Hub.open().amend(Reference.parse(reference), Amendment(message, metrics or {}, description, card))[0]
+
+
+def set_alias(
+    reference: str,
+    alias: str,
+    *,
+    remove: bool = False,
+    expect: str | Anything | None = ANYTHING,
+    reason: str = "",
+) -> Reference:
+    """Point an alias to a version, in a registry or behind a hub; every move is kept in the log.
+
+    Args:
+        reference: by default the newest version.
+        remove: remove the alias; if the reference has a version, only if it points there.
+        expect: the version that it must point to now, None if it must not exist; by default where it is seen to point.
+        reason: why, for the log.
+
+    Returns:
+        The alias, with its source.
+
+    Raises:
+        ConflictError: it points elsewhere, or was moved concurrently. Nothing was changed.
+        NotFoundError: no source has the delta or the version.
+        ConfigError: the source keeps no aliases.
+    """
+    return edits.set_alias(
+        Hub.open(), Reference.parse(reference), alias, remove=remove, expect=expect, reason=reason
+    ).reference
+
+
+def undo(reference: str, alias: str | None = None, *, reason: str = "") -> Reference:
+    """Undo the last move of an alias, by default of the one that moved last, and return the alias with its source.
+
+    Raises:
+        NotFoundError: no source has the delta, or no move is left.
+        ConflictError: an alias was moved concurrently. Nothing was changed.
+    """
+    return edits.undo(Hub.open(), Reference.parse(reference), alias, reason=reason).reference
+
+
+def set_tags(reference: str, add: Collection[str] = (), remove: Collection[str] = ()) -> tuple[str, ...]:
+    """Add and remove tags of a version, by default the newest, and return all of its tags.
+
+    Raises:
+        NotFoundError: no source has the delta or the version, or it lacks a tag to remove.
+    """
+    changed = edits.set_tags(Hub.open(), Reference.parse(reference), add, remove)
+    return changed.document.versions[changed.reference.version or ""].tags
+
+
+def remove(reference: str, *, message: str = "") -> Reference:
+    """Remove one version, and return it with its source; its number is never reused.
+
+    Args:
+        message: the reason, shown to those who ask for it later.
+
+    Raises:
+        InUseError: an alias or a branch points to it. Nothing was changed.
+        NotFoundError: no source has the delta or the version.
+    """
+    return edits.remove(Hub.open(), Reference.parse(reference), message=message).reference
+
+
+def rename(reference: str, new: str) -> Reference:
+    """Rename a delta, and return its new name with its source; the old name redirects to it.
+
+    Args:
+        new: ``"namespace/name"``.
+
+    Raises:
+        InUseError: the new name is taken. Nothing was changed.
+        NotFoundError: no source has the delta.
+    """
+    return edits.rename(Hub.open(), Reference.parse(reference), Reference.parse(new))[0].reference
 
 
 def list_deltas(

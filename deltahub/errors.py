@@ -22,6 +22,8 @@
     │   └── NotCachedError        the network may not be used, and the delta is not on this machine
     ├── InUseError                something else still needs the object to be removed or replaced
     ├── ConflictError             the state is not as expected, for example after a concurrent change
+    ├── RefusedMoveError          the rules of promotion do not allow this move of an alias
+    │   └── ApprovalNeededError   they allow it once others have approved it
     └── StorageError              the disk is full, read-only or unreachable
         ├── MissingFileError      a named file does not exist
         └── UnreachableError      a server gave no answer
@@ -335,6 +337,27 @@ class ConflictError(DeltaHubError):
             f"{self.what}: expected {self.expected or 'no entry'}, found {self.found or 'no entry'}. "
             "It may have been changed concurrently; nothing was overwritten. Check it and repeat."
         )
+
+
+class RefusedMoveError(DeltaHubError):
+    """The rules of promotion do not allow this move of a protected alias; nothing was changed.
+
+    Attributes:
+        what: the move, e.g. ``"acme/ner@champion: v2 -> v3"``.
+        why: the reason, as a clause.
+        remedy: how to proceed.
+    """
+
+    def __init__(self, what: str, why: str, remedy: str) -> None:
+        super().__init__(what, why, remedy)
+        self.what, self.why, self.remedy = what, why, remedy
+
+    def _sentence(self) -> str:
+        return f"{self.what} is refused: {self.why}. {self.remedy}"
+
+
+class ApprovalNeededError(RefusedMoveError):
+    """The rules of promotion allow this move of a protected alias once others have approved it; nothing was changed."""
 
 
 class StorageError(DeltaHubError, OSError):

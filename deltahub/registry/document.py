@@ -10,6 +10,7 @@ The newest version of the main line is the meaning of "latest".
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from itertools import count, islice
@@ -19,8 +20,8 @@ from deltahub.errors import NoVersionError, RemovedError
 from deltahub.files.documents import with_checksum
 from deltahub.files.sized_cache import SizedCache
 from deltahub.reference import LATEST, MAIN, DeltaPath, Digest, is_digest
-from deltahub.registry.document_check import AMENDED_VERSION, SCHEMA_VERSION, read_whole
-from deltahub.registry.entries import Move, Moving, Removed, Version, merged_tags, number
+from deltahub.registry.document_check import AMENDED_VERSION, PROMOTED_VERSION, SCHEMA_VERSION, read_whole
+from deltahub.registry.entries import Move, MoveRequest, Moving, Removed, Version, merged_tags, number
 from deltahub.text.suggestions import closest
 
 NOBODY: Final = ""  # the author in the tombstones of a forgotten delta
@@ -39,6 +40,7 @@ class ReferenceDocument:
         moved_to: the delta's current name, if it was renamed; then there are no versions here.
         moving: the rename under way, if any; nothing else may change until it is done.
         branches: the newest version of each line. The main line, ``"main"``, is listed only where it is not the newest of all.
+        requests: moves of protected aliases that wait for approvals, by id: ``"r1"``, ``"r2"``, ...
     """
 
     name: DeltaPath
@@ -49,6 +51,7 @@ class ReferenceDocument:
     moved_to: DeltaPath | None = None
     branches: Mapping[str, str] = field(default_factory=dict)
     moving: Moving | None = None
+    requests: Mapping[str, MoveRequest] = field(default_factory=dict)
 
     @property
     def latest(self) -> str:
@@ -151,15 +154,29 @@ class ReferenceDocument:
         move = Move(time, author, "branch", branch, before, version)
         return replace(self, branches=branches, log=(*self.log, move))
 
-    def with_alias(self, alias: str, version: str | None, time: str, author: str) -> ReferenceDocument:
-        """Point an alias to a version, or remove it."""
+    def with_alias(
+        self,
+        alias: str,
+        version: str | None,
+        time: str,
+        author: str,
+        reason: str = "",
+        approved: tuple[str, ...] = (),
+    ) -> ReferenceDocument:
+        """Point an alias to a version, or remove it; requests for other moves of this alias from its former target are void.
+
+        Args:
+            approved: who approved the move.
+        """
         before = self.aliases.get(alias)
         if before == version:
             return self
         others = {name: target for name, target in self.aliases.items() if name != alias}
         aliases = {**others, alias: version} if version else others
-        move = Move(time, author, "alias" if version else "unalias", alias, before, version)
-        return replace(self, aliases=aliases, log=(*self.log, move))
+        action = "alias" if version else "unalias"
+        move = Move(time, author, action, alias, before, version, reason, approved)
+        requests = {key: request for key, request in self.requests.items() if request.alias != alias}
+        return replace(self, aliases=aliases, log=(*self.log, move), requests=requests)
 
     def with_tags(
         self, version: str, add: Collection[str], remove: Collection[str], time: str, author: str
@@ -193,7 +210,8 @@ class ReferenceDocument:
         rest = {name: other for name, other in self.versions.items() if name != version}
         removed = {**self.removed, version: Removed(entry.digest, time, author, message, entry.message)}
         move = Move(time, author, "remove", version, before=entry.digest)
-        changed = replace(self, versions=rest, removed=removed, log=(*self.log, move))
+        requests = {key: asked for key, asked in self.requests.items() if asked.after != version}
+        changed = replace(self, versions=rest, removed=removed, log=(*self.log, move), requests=requests)
         if self.branches and version == self.latest:  # the newest remaining version may belong to another line
             before = next(islice(self.history(version), 1, None), None)
             return changed.with_branch(MAIN, before, time, author) if before else changed
@@ -213,22 +231,22 @@ class ReferenceDocument:
         removed = {name: entry for name, entry in self.removed.items() if entry.author != NOBODY}
         return replace(self, removed=removed, log=tuple(move for move in self.log if move.author != NOBODY))
 
-    def last_alias_move(self) -> Move | None:
-        """Return the newest alias move not yet undone; None if there is none."""
-        undone = 0
+    def last_alias_move(self, alias: str | None = None) -> Move | None:
+        """Return the newest move not yet undone of an alias, or of any; None if there is none."""
+        undone: Counter[str] = Counter()
         for move in reversed(self.log):
             if move.action == "undo":
-                undone += 1
-            elif move.action in ("alias", "unalias"):
-                if not undone:
+                undone[move.what] += 1
+            elif move.action in ("alias", "unalias") and alias in (None, move.what):
+                if not undone[move.what]:
                     return move
-                undone -= 1
+                undone[move.what] -= 1
         return None
 
-    def with_undone(self, move: Move, time: str, author: str) -> ReferenceDocument:
+    def with_undone(self, move: Move, time: str, author: str, reason: str = "") -> ReferenceDocument:
         """Undo the move that `last_alias_move` returned."""
         changed = self.with_alias(move.what, move.before, time, author)
-        entry = Move(time, author, "undo", move.what, move.after, move.before)
+        entry = Move(time, author, "undo", move.what, move.after, move.before, reason)
         return replace(changed, log=(*self.log, entry))
 
     def renamed(self) -> tuple[ReferenceDocument, ReferenceDocument]:
@@ -244,13 +262,10 @@ class ReferenceDocument:
 
     def to_bytes(self) -> bytes:
         """Return the document as it is stored."""
-        log = [
-            {"time": m.time, "author": m.author, "action": m.action, "what": m.what, "from": m.before, "to": m.after}
-            for m in self.log
-        ]
+        log = [move.to_dict() for move in self.log]
         versions = {name: entry.to_dict() for name, entry in self.versions.items()}
         document: dict[str, Any] = {
-            "schema_version": AMENDED_VERSION if self.amended else SCHEMA_VERSION,
+            "schema_version": self._schema_version,
             "name": self.name,
             "versions": versions,
             "aliases": self.aliases,
@@ -264,7 +279,15 @@ class ReferenceDocument:
             document["moved_to"] = self.moved_to
         if self.moving is not None:
             document["moving"] = asdict(self.moving)
+        if self.requests:
+            document["requests"] = {key: request.to_dict() for key, request in self.requests.items()}
         return with_checksum(document)
+
+    @property
+    def _schema_version(self) -> int:
+        if self.requests or any(move.extended for move in self.log):
+            return PROMOTED_VERSION
+        return AMENDED_VERSION if self.amended else SCHEMA_VERSION
 
     @classmethod
     def from_bytes(cls, data: bytes, name: str = "") -> ReferenceDocument:
@@ -287,13 +310,14 @@ def _read(data: bytes, name: str) -> ReferenceDocument:
         name: Removed(**{**entry, "digest": Digest(entry["digest"])})
         for name, entry in document.get("removed", {}).items()
     }
-    log = tuple(Move(m["time"], m["author"], m["action"], m["what"], m["from"], m["to"]) for m in document["log"])
+    log = tuple(map(Move.from_dict, document["log"]))
     ordered = {name: versions[name] for name in sorted(versions, key=number)}
     gone = {name: removed[name] for name in sorted(removed, key=number)}
     moved = DeltaPath(document["moved_to"]) if "moved_to" in document else None
     moving = Moving.from_dict(document["moving"]) if "moving" in document else None
     path, branches = DeltaPath(document["name"]), document.get("branches", {})
-    return ReferenceDocument(path, ordered, document["aliases"], log, gone, moved, branches, moving)
+    requests = {key: MoveRequest.from_dict(stored) for key, stored in document.get("requests", {}).items()}
+    return ReferenceDocument(path, ordered, document["aliases"], log, gone, moved, branches, moving, requests)
 
 
 def _weight(document: ReferenceDocument) -> int:

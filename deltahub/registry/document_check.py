@@ -13,6 +13,8 @@ SCHEMA: Final = "reference.v1"
 SCHEMA_VERSION: Final = 1
 # For a document with an amended version, which earlier releases refuse with the advice to update; version 2 does not exist.
 AMENDED_VERSION: Final = 3
+# For a document with a request for a move of an alias, or a move with a reason, approvals or an id of its request.
+PROMOTED_VERSION: Final = 4
 
 
 def read_whole(data: bytes, name: str = "") -> Mapping[str, Any]:
@@ -35,8 +37,8 @@ def read_whole(data: bytes, name: str = "") -> Mapping[str, Any]:
 def _unreadable(name: str, wrong: str, document: Any) -> CheckpointError | IntegrityError:
     subject = f"The reference document of {name}" if name else "A reference document"
     schema = document.get("schema_version") if isinstance(document, dict) else None
-    if isinstance(schema, int) and schema > SCHEMA_VERSION and schema != AMENDED_VERSION:
-        msg = f"{subject} has schema_version {schema}; this deltahub reads {AMENDED_VERSION}. Update deltahub."
+    if isinstance(schema, int) and schema > SCHEMA_VERSION and schema not in (AMENDED_VERSION, PROMOTED_VERSION):
+        msg = f"{subject} has schema_version {schema}; this deltahub reads {PROMOTED_VERSION}. Update deltahub."
         return CheckpointError(msg)
     remedy = (
         f"Restore refs/{name or '...'}.json in its registry from a copy, or move it away and push the delta again; the files "
@@ -60,10 +62,18 @@ def _dangling(document: Mapping[str, Any]) -> str | None:
         return f"versions beside the new name {moved}" if moved else "no version"
     if moved and "moving" in document:
         return f"a rename that is not done beside the new name {moved}"
-    for alias, version in document["aliases"].items():
-        if version not in document["versions"]:
-            return f"the alias {alias!r} of {version}, which is not there"
-    for branch, version in document.get("branches", {}).items():
-        if version not in document["versions"]:
-            return f"the branch {branch!r} of {version}, which is not there"
-    return None
+    targets = [
+        *((f"the alias {alias!r} of", version) for alias, version in document["aliases"].items()),
+        *((f"the branch {branch!r} of", version) for branch, version in document.get("branches", {}).items()),
+        *(
+            (f"the request {request!r} about", version)
+            for request, stored in document.get("requests", {}).items()
+            for version in (stored["before"], stored["after"])
+        ),
+    ]
+    missing = (
+        f"{user} {version}, which is not there"
+        for user, version in targets
+        if version is not None and version not in document["versions"]
+    )
+    return next(missing, None)

@@ -14,6 +14,7 @@ from typing import Final
 from deltahub.errors import ConflictError, InUseError, NotFoundError
 from deltahub.files.reserve import with_reserve
 from deltahub.reference import DeltaPath, check_alias, check_tag
+from deltahub.registry import stamps
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Move, Version
 from deltahub.registry.registry import Registry
@@ -75,12 +76,19 @@ ANYTHING: Final = Anything.ANYTHING
 
 
 def set_alias(
-    registry: Registry, path: DeltaPath, alias: str, version: str | None, *, expect: str | Anything | None = ANYTHING
+    registry: Registry,
+    path: DeltaPath,
+    alias: str,
+    version: str | None,
+    *,
+    expect: str | Anything | None = ANYTHING,
+    reason: str = "",
 ) -> ReferenceDocument:
     """Point an alias to a version, or remove it with None.
 
     Args:
         expect: the version that it must point to now, None if it must not exist; by default any.
+        reason: why, for the log.
 
     Raises:
         ConflictError: it points elsewhere, or was moved concurrently. Nothing was changed.
@@ -106,10 +114,15 @@ def set_alias(
         if version is None and now is None:
             aliases = f"aliases {', '.join(document.aliases) or 'none'}"
             raise NotFoundError(f"The alias {document.name}@{alias}", (aliases,))
+        if version is not None and alias in document.branches:
+            subject = f"The alias {document.name}@{alias}"
+            raise InUseError(subject, "a branch has this name", "Delete the branch first, or choose another name.")
         if version is not None and target is None:  # "latest" is resolved once, at the first attempt
             target = document.resolve(version)
         expect = now
-        return document.with_alias(alias, target and document.resolve(target), *registry.stamp())
+        return document.with_alias(
+            alias, target and document.resolve(target), *registry.stamp(), reason=stamps.text(reason)
+        )
 
     return with_reserve(spend, lambda: registry.update(path, change))
 
@@ -117,7 +130,18 @@ def set_alias(
 def set_tags(
     registry: Registry, path: DeltaPath, version: str | None, add: Collection[str], remove: Collection[str]
 ) -> Version:
+    """Add and remove tags of a version, and return it: see `tagged`."""
+    document, name = tagged(registry, path, version, add, remove)
+    return document.versions[name]
+
+
+def tagged(
+    registry: Registry, path: DeltaPath, version: str | None, add: Collection[str], remove: Collection[str]
+) -> tuple[ReferenceDocument, str]:
     """Add and remove tags of a version.
+
+    Returns:
+        The new document and the tagged version.
 
     Raises:
         NotFoundError: a tag to remove does not exist.
@@ -134,11 +158,17 @@ def set_tags(
             raise NotFoundError(subject, (f"tags {', '.join(tags) or 'none'}",))
         return document.with_tags(name, add, remove, *registry.stamp())
 
-    return registry.update(path, change).versions[name]
+    return registry.update(path, change), name
 
 
-def undo(registry: Registry, path: DeltaPath) -> tuple[ReferenceDocument, Move]:
+def undo(
+    registry: Registry, path: DeltaPath, alias: str | None = None, *, reason: str = ""
+) -> tuple[ReferenceDocument, Move]:
     """Undo the last alias move; a second call undoes the one before.
+
+    Args:
+        alias: the alias whose last move is undone; None for whichever moved last.
+        reason: why, for the log.
 
     Returns:
         The new document and the undone move.
@@ -152,15 +182,16 @@ def undo(registry: Registry, path: DeltaPath) -> tuple[ReferenceDocument, Move]:
 
     def change(document: ReferenceDocument) -> ReferenceDocument:
         nonlocal taken
-        move = document.last_alias_move()
+        move = document.last_alias_move(alias)
         if taken is not None and move != taken:
             raise ConflictError(f"The last alias move of {document.name}", _said(taken), _said(move) if move else None)
         if move is None:
-            raise NotFoundError(f"A move of an alias of {document.name}", ("its log",))
+            subject = f"the alias {document.name}@{alias}" if alias else f"an alias of {document.name}"
+            raise NotFoundError(f"A move of {subject}", ("its log",))
         if move.before is not None:
             document.resolve(move.before)
         taken = move
-        return document.with_undone(move, *registry.stamp())
+        return document.with_undone(move, *registry.stamp(), reason=stamps.text(reason))
 
     changed = registry.update(path, change)
     assert taken is not None

@@ -20,6 +20,7 @@ _RANKS: Final = ("lora_r", "r", "rank", "bottleneck_dim")  # keys of configs, De
 _ALPHAS: Final = ("lora_alpha", "alpha")
 _TARGETS: Final = ("modified_modules", "target_modules", "attn_matrices")
 _MOST_TARGETS: Final = 100
+PROMOTION_ACTIONS: Final = frozenset({"ask", "approve", "reject", "verify"})  # in the log
 CARD_FACTS: Final = "card"  # the front matter of the card that came with a commit to a hub
 
 
@@ -184,10 +185,13 @@ class Move:
     """One entry of the log.
 
     Attributes:
-        action: push, alias, unalias, undo, branch, tag, untag, remove, rename or amend.
+        action: push, alias, unalias, undo, branch, tag, untag, remove, rename, amend, ask, approve, reject or verify.
         what: the version, alias, branch or tags concerned; for a rename, the new name.
         before: the former target of an alias or branch, the digest of a removed version, the old name, or the amended value.
         after: the new target, the digest of a pushed version, the tagged version, the new name, or the amendment.
+        reason: why an alias was moved, or a move was asked for or rejected; empty if none was given.
+        approved: who approved the move of an alias.
+        request: the id that a client of a hub gave this change, so that it is made once even if it is sent twice.
     """
 
     time: str
@@ -196,3 +200,71 @@ class Move:
     what: str
     before: str | None = None
     after: str | None = None
+    reason: str = ""
+    approved: tuple[str, ...] = ()
+    request: str = ""
+
+    @property
+    def extended(self) -> bool:
+        """Whether the entry has details that earlier releases cannot read."""
+        return bool(self.reason or self.approved or self.request) or self.action in PROMOTION_ACTIONS
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> Move:
+        """Build the entry from its stored form."""
+        return cls(
+            stored["time"],
+            stored["author"],
+            stored["action"],
+            stored["what"],
+            stored["from"],
+            stored["to"],
+            stored.get("reason", ""),
+            tuple(stored.get("approved", ())),
+            stored.get("request", ""),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the entry as it is stored, in types of JSON alone."""
+        stored: dict[str, Any] = {
+            "time": self.time,
+            "author": self.author,
+            "action": self.action,
+            "what": self.what,
+            "from": self.before,
+            "to": self.after,
+        }
+        details = {"reason": self.reason, "approved": list(self.approved), "request": self.request}
+        return {**stored, **{name: value for name, value in details.items() if value}}
+
+
+@dataclass(frozen=True)
+class MoveRequest:
+    """A move of a protected alias that waits for approvals: from exactly one version to exactly one other.
+
+    Attributes:
+        alias: the alias to move.
+        before: the version that it pointed to when the move was asked for; None if it did not exist.
+        after: the version to point it to; None to remove it.
+        time: when it was asked for, ISO 8601 in UTC.
+        author: who asked.
+        reason: why.
+        approved: who approved it so far, in their order.
+    """
+
+    alias: str
+    before: str | None
+    after: str | None
+    time: str
+    author: str
+    reason: str = ""
+    approved: tuple[str, ...] = ()
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> MoveRequest:
+        """Build the request from its stored form."""
+        return cls(**{**stored, "approved": tuple(stored["approved"])})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the request as it is stored, in types of JSON alone."""
+        return {**vars(self), "approved": list(self.approved)}

@@ -14,11 +14,12 @@ that must not be built upon.
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 from deltahub.checkpoint.manifest import FileEntry, Manifest
 from deltahub.errors import (
@@ -32,6 +33,7 @@ from deltahub.errors import (
 )
 from deltahub.reference import DeltaPath, Digest, Reference, as_delta_path
 from deltahub.registry import stamps
+from deltahub.registry.actor import Actor
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Version
 from deltahub.registry.gc_state import spare, store_spared
@@ -46,6 +48,18 @@ _HOPS: Final = 16  # from name to name, for what was renamed more than once
 
 
 Change = Callable[[ReferenceDocument], ReferenceDocument]
+
+
+class AlreadyMadeError(Exception):
+    """The change of this request was made before: its answer was lost, and the request was repeated.
+
+    Attributes:
+        document: that holds the change.
+    """
+
+    def __init__(self, document: ReferenceDocument) -> None:
+        super().__init__(document)
+        self.document = document
 
 
 def ref_key(path: str) -> str:
@@ -99,7 +113,19 @@ class Registry:
     def __init__(self, store: Store, name: str = "local") -> None:
         self.store = store
         self.name = name
+        self._actor: Actor | None = None
         self._said: set[str] = set()  # old names whose rename was already logged
+
+    @property
+    def actor(self) -> Actor:
+        """The one in whose name this registry is changed."""
+        return self._actor or Actor.in_process()
+
+    def acting(self, actor: Actor) -> Self:
+        """Return this registry for changes in the name of somebody."""
+        registry = copy.copy(self)
+        registry._actor = actor
+        return registry
 
     def document(self, path: str) -> ReferenceDocument:
         """Return the reference document of a delta.
@@ -269,7 +295,7 @@ class Registry:
 
     def stamp(self) -> tuple[str, str]:
         """Return the time and the author of a change made now."""
-        return stamps.now(), stamps.author()
+        return stamps.now(), self.actor.name
 
     def update(self, path: DeltaPath, change: Change, *, may_create: bool = False) -> ReferenceDocument:
         """Swap a document for a changed one; after a lost race, apply the change again to the winner's document.
@@ -289,13 +315,30 @@ class Registry:
                 if not may_create:
                     raise self.unknown(path)
                 document = ReferenceDocument(path)
-            changed = change(document)
+            changed = self._made(document, change)
             if changed == document:
                 self.store.settle([ref_key(document.name)])
                 return document
             with retry:
                 self.store.swap(ref_key(document.name), changed.to_bytes(), etag)
                 return changed
+
+    def _made(self, document: ReferenceDocument, change: Change) -> ReferenceDocument:
+        """Return the changed document, its new log entries with the id of the request.
+
+        Raises:
+            AlreadyMadeError: the document holds the change of this request.
+        """
+        request = self._actor.request if self._actor else ""
+        if not request:
+            return change(document)
+        if any(move.request == request for move in document.log):
+            raise AlreadyMadeError(document)
+        changed = change(document)
+        known = len(document.log)
+        return replace(
+            changed, log=(*changed.log[:known], *(replace(move, request=request) for move in changed.log[known:]))
+        )
 
     def settled(self, path: str) -> tuple[ReferenceDocument | None, str | None]:
         """Finish any pending rename, then read the document like `read`; no other change may come first."""

@@ -12,6 +12,7 @@ from typing import Final, Literal
 
 from starlette.requests import HTTPConnection
 
+from deltahub.registry.actor import Actor
 from deltahub.server.errors import REPO_NOT_FOUND, Refusal
 
 Scope = Literal["none", "read", "write", "admin"]
@@ -40,6 +41,11 @@ class Caller:
     def anonymous(self) -> bool:
         """Whether the request came without a token."""
         return not self.name
+
+    @property
+    def actor(self) -> Actor:
+        """The caller as the author of changes."""
+        return Actor(self.name or "anonymous", self.scope)
 
     def may_read(self, namespace: str, *, private: bool) -> bool:
         """Return whether the caller may see and read a repository."""

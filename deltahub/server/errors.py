@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Final
+from typing import Any, Final
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -24,13 +24,16 @@ from deltahub.errors import (
     InUseError,
     NotFoundError,
     ReferenceSyntaxError,
+    RefusedMoveError,
     StorageError,
 )
+from deltahub.registry.edit_messages import error_to_dict
 
 REPO_NOT_FOUND: Final = "RepoNotFound"
 REVISION_NOT_FOUND: Final = "RevisionNotFound"
 ENTRY_NOT_FOUND: Final = "EntryNotFound"
 NOT_SUPPORTED: Final = "NotSupported"  # by this hub; the Hub has it
+DATA_DAMAGED: Final = "DataDamaged"  # clients of DeltaHub do not ask again
 _LONGEST_HEADER: Final = 500
 
 
@@ -42,13 +45,20 @@ class Refusal(Exception):
         message: what was expected, what was found and what to do.
         code: for ``X-Error-Code``, e.g. ``"RepoNotFound"``; None to omit it.
         headers: additional headers of the response.
+        details: for the body, beside the message.
     """
 
     def __init__(
-        self, status: int, message: str, code: str | None = None, headers: Mapping[str, str] | None = None
+        self,
+        status: int,
+        message: str,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        details: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(status, message, code, headers)
+        super().__init__(status, message, code, headers, details)
         self.status, self.message, self.code, self.headers = status, message, code, dict(headers or {})
+        self.details = dict(details or {})
 
     def __str__(self) -> str:
         return self.message
@@ -58,7 +68,7 @@ class Refusal(Exception):
         headers = {"X-Error-Message": header_text(self.message)}
         if self.code:
             headers["X-Error-Code"] = self.code
-        return JSONResponse({"error": self.message}, self.status, {**headers, **self.headers})
+        return JSONResponse({"error": self.message, **self.details}, self.status, {**headers, **self.headers})
 
 
 def header_text(text: str) -> str:
@@ -77,6 +87,7 @@ _STATUS: Final[tuple[tuple[type[DeltaHubError], int], ...]] = (
     (NotFoundError, 404),
     (ConflictError, 412),
     (InUseError, 409),
+    (RefusedMoveError, 403),
     (ReferenceSyntaxError, 400),
     (ConfigError, 400),
     (CheckpointError, 400),
@@ -92,12 +103,12 @@ def answer_failure(request: Request, error: Exception) -> Response:
     assert isinstance(error, DeltaHubError)
     status = next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
     if status < 500:
-        return Refusal(status, str(error)).answer()
+        return Refusal(status, str(error), details=error_to_dict(error)).answer()
     logging.getLogger("deltahub.server").error("%s", error)
     if isinstance(error, StorageError):
         return Refusal(503, _UNAVAILABLE, headers={"Retry-After": "5"}).answer()
     if isinstance(error, IntegrityError):
-        return Refusal(500, _DAMAGED).answer()
+        return Refusal(500, _DAMAGED, DATA_DAMAGED).answer()
     return Refusal(500, "The hub failed. Its log says why.").answer()
 
 

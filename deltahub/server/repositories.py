@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from starlette.requests import Request
@@ -21,7 +21,8 @@ from deltahub.registry.case_collisions import Names
 from deltahub.registry.commit_message import DIGITS, commit_id
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Version
-from deltahub.server.access import repository_not_found, require_read, require_write
+from deltahub.registry.registry import Registry
+from deltahub.server.access import caller_of, repository_not_found, require_read, require_write
 from deltahub.server.errors import REVISION_NOT_FOUND, Refusal
 from deltahub.server.records import Record
 from deltahub.server.state import State, state_of
@@ -69,6 +70,14 @@ class Repository:
     document: ReferenceDocument
     record: Record | None
     state: State
+
+    def registry(self, request: Request, request_id: str = "") -> Registry:
+        """Return the registry for changes in the name of the caller.
+
+        Args:
+            request_id: that the client gave the request; empty for none.
+        """
+        return self.state.registry.acting(replace(caller_of(request).actor, request=request_id))
 
     @property
     def private(self) -> bool:

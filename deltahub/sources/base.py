@@ -10,13 +10,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 from deltahub.checkpoint.manifest import FileEntry, Manifest
+from deltahub.errors import ConfigError
 from deltahub.link import Link
 from deltahub.reference import DeltaPath, Digest, Reference
 from deltahub.registry.amend import Amendment
 from deltahub.registry.document import ReferenceDocument
+from deltahub.registry.editor import Editor
 from deltahub.registry.entries import Version
 from deltahub.registry.publish import Publication
 from deltahub.registry.search.conditions import Search
@@ -179,6 +181,33 @@ class Source(Protocol):
             StorageError: it cannot be written.
         """
         ...
+
+
+class Editable(Protocol):
+    """A source whose deltas can be changed: most are, and `editor_of` refuses for the others."""
+
+    def editor(self, path: DeltaPath) -> Editor:
+        """Return what changes a delta.
+
+        Args:
+            path: ``"namespace/name"``.
+        """
+        ...
+
+
+def editor_of(source: Source, path: DeltaPath) -> Editor:
+    """Return what changes a delta of a source.
+
+    Raises:
+        ConfigError: the source keeps no changes.
+    """
+    if not hasattr(source, "editor"):
+        msg = (
+            f"{source.place} does not keep aliases, tags and the like, so nothing can be changed there. Pull the delta and push "
+            "it to a registry: deltahub push FOLDER --to local"
+        )
+        raise ConfigError(msg)
+    return cast("Editable", source).editor(path)
 
 
 def pause(seconds: float) -> None:

@@ -11,6 +11,7 @@ from deltahub.link import Link
 from deltahub.reference import DeltaPath, Reference
 from deltahub.registry.amend import Amendment, amend
 from deltahub.registry.document import ReferenceDocument
+from deltahub.registry.editor import RegistryEditor
 from deltahub.registry.entries import Version
 from deltahub.registry.publish import Publication, Published, publish, publish_many
 from deltahub.registry.registry import Registry
@@ -96,6 +97,10 @@ class RegistrySource:
         """See `Source.amend`."""
         document, name = amend(self.registry, path, version, amendment)
         return name, document.versions[name]
+
+    def editor(self, path: DeltaPath) -> RegistryEditor:
+        """See `Editable.editor`."""
+        return RegistryEditor(self.registry)
 
     def _pushed(self, publication: Publication, published: Published) -> Pushed:
         entry = published.document.versions[published.version]

@@ -87,7 +87,7 @@ def test_a_document_of_a_later_release_is_refused_with_advice(registry):
     document = json.loads(registry.document("acme/ner").to_bytes())
     del document["checksum"]
     with pytest.raises(CheckpointError, match="Update deltahub"):
-        ReferenceDocument.from_bytes(with_checksum({**document, "schema_version": 4}), "acme/ner")
+        ReferenceDocument.from_bytes(with_checksum({**document, "schema_version": 5}), "acme/ner")
 
 
 @pytest.mark.parametrize("value", ["0.9", True, [0.9], math.nan, 10**400])

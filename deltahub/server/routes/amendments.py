@@ -12,7 +12,6 @@ from deltahub.registry.amend import Amendment, amend
 from deltahub.server.bodies import LARGE, text_field, with_json
 from deltahub.server.errors import REVISION_NOT_FOUND, Refusal
 from deltahub.server.repositories import may_change, open_repository
-from deltahub.server.routes.revisions import stamp_of
 from deltahub.server.telemetry import note
 
 
@@ -26,13 +25,18 @@ def amend_version(request: Request, body: dict[str, Any]) -> Response:
     version = repository.find(request.path_params["revision"])
     if version is None:
         raise Refusal(404, f"{repository.path} has no version yet. Push one first.", REVISION_NOT_FOUND)
-    amendment = _amendment(body)
-    document, version = amend(repository.state.registry, repository.path, version, amendment, stamp_of(request))
+    amendment = amendment_in(body)
+    document, version = amend(repository.registry(request), repository.path, version, amendment)
     note(request, version=version, amended=", ".join(sorted(body)))
     return JSONResponse({"version": version, "entry": document.versions[version].to_dict()})
 
 
-def _amendment(body: dict[str, Any]) -> Amendment:
+def amendment_in(body: dict[str, Any]) -> Amendment:
+    """Return the amendment in the body of a request.
+
+    Raises:
+        Refusal: it names no field that can be changed, or a metric that is not a number.
+    """
     texts = {key: text_field(body, key) for key in ("message", "description", "card") if body.get(key) is not None}
     metrics = body.get("metrics", {})
     values = metrics.values() if isinstance(metrics, dict) else ["not an object"]

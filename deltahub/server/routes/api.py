@@ -8,6 +8,7 @@ from deltahub.server.routes import (
     amendments,
     commits,
     downloads,
+    edits,
     identity,
     lfs,
     lifecycle,
@@ -36,5 +37,6 @@ routes: Final = [
     *downloads.routes,
     *packs.routes,
     *amendments.routes,
+    *edits.routes,
     *unsupported.last,
 ]

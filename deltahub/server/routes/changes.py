@@ -62,7 +62,7 @@ class Change:
     def __init__(self, request: Request, repository: Repository, branch: str, operations: Operations) -> None:
         self._repository, self._branch, self._operations = repository, branch, operations
         self._state, self._store = repository.state, repository.state.registry.store
-        self._stamp = stamp_of(request)
+        self._registry, self._stamp = repository.registry(request), stamp_of(request)
         self._base = repository.branches().get(branch)
         self._head = repository.commit(self._base)
         self._files: dict[str, Path] = {}  # files sent within the commit, by sha256
@@ -96,7 +96,7 @@ class Change:
             return self._with_version(document, new_version)
 
         try:
-            self._state.registry.add(objects, self._repository.path, change)
+            self._registry.add(objects, self._repository.path, change)
         except ConflictError as error:
             raise HeadMoved(self._repository.path) from error
         uploads.forget(self._store, self._repository.path, self._uploaded)
@@ -117,7 +117,7 @@ class Change:
                 raise HeadMoved(self._repository.path)
             return document.with_tags(version, tags, (), *self._stamp)
 
-        self._state.registry.update(self._repository.path, change)
+        self._registry.update(self._repository.path, change)
         uploads.forget(self._store, self._repository.path, self._uploaded)
         return self._repository.id_of(version)
 

@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from deltahub.errors import ConflictError, ReferenceSyntaxError
+from deltahub.errors import ConflictError, InUseError, ReferenceSyntaxError
 from deltahub.files.reserve import with_reserve
 from deltahub.reference import DeltaPath, Reference
 from deltahub.registry import uploads
@@ -71,7 +71,7 @@ def create(request: Request, body: dict[str, Any]) -> Response:
     try:
         state.records.change(path, change)
         if reused:
-            reuse_name(state.registry, path, time)
+            reuse_name(state.registry.acting(caller_of(request).actor), path, time)
     except (Refusal, ConflictError):
         return _exists(path, url)
     return JSONResponse(answer)
@@ -130,7 +130,7 @@ def delete(request: Request, body: dict[str, Any]) -> Response:
             document = document.without_version(version, time, author, "the repository was deleted")
         return document
 
-    registry = repository.state.registry
+    registry = repository.registry(request)
     uploads.forget_all(registry.store, repository.path)  # first: it frees space, and prevents further commits
     if repository.document.versions and repository.private:
         forget(registry, repository.path, time)
@@ -145,38 +145,47 @@ def move(request: Request, body: dict[str, Any]) -> Response:
     """Rename a repository; the old name redirects to it. A private one stays private under both names throughout.
 
     Raises:
-        Refusal: the new name is taken.
+        InUseError: the new name is taken.
     """
     refuse_other_types(body.get("type"))
     old = find_repository(request, text_field(body, "fromRepo"), write=True)
-    new = DeltaPath(text_field(body, "toRepo"))
+    move_repository(request, old, DeltaPath(text_field(body, "toRepo")))
+    return JSONResponse({})
+
+
+def move_repository(request: Request, old: Repository, new: DeltaPath) -> None:
+    """Rename a repository: see `move`.
+
+    Raises:
+        Refusal: the caller may not write to the namespace of the new name.
+        InUseError: the new name is taken.
+    """
     require_write(request, new.namespace)
     state = old.state
     if new == old.path:
-        return JSONResponse({})
+        return
     existing = lookup(state, new)
     # An interrupted move may be repeated.
     is_resumed = existing and not existing.document.versions and old.document.versions and existing.record == old.record
     if new.namespace.lower() in RESERVED or (existing and existing != old and not is_resumed):
-        raise _taken(new)
+        raise _taken(old.path, new)
     _refuse_twin(state, new)
 
     def change(record: Record | None) -> Record:
         assert old.record
         if record not in (None, old.record):
-            raise _taken(new)
+            raise _taken(old.path, new)
         return old.record
 
     if old.document.versions:
-        rename(state.registry, Reference(old.path), Reference(new), stamp_of(request))
+        rename(old.registry(request), Reference(old.path), Reference(new))
     else:
         state.records.change(new, change)
         state.records.delete(old.path)
-    return JSONResponse({})
 
 
-def _taken(name: str) -> Refusal:
-    return Refusal(409, f"{name} is taken. Choose another name.")
+def _taken(old: str, name: str) -> InUseError:
+    return InUseError(old, f"{name} is taken", "Choose another name.")
 
 
 def settings(request: Request, body: dict[str, Any]) -> Response:

@@ -114,7 +114,7 @@ def create_tag(request: Request, body: dict[str, Any]) -> Response:
         _refuse_taken(document, tag)
         return document.with_alias(tag, document.resolve(version), *stamp_of(request))
 
-    repository.state.registry.update(repository.path, change)
+    repository.registry(request).update(repository.path, change)
     return JSONResponse({}, 201)
 
 
@@ -136,7 +136,7 @@ def delete_tag(request: Request) -> Response:
 
     if not repository.document.versions:
         change(repository.document)
-    repository.state.registry.update(repository.path, change)
+    repository.registry(request).update(repository.path, change)
     return JSONResponse({})
 
 
@@ -157,7 +157,7 @@ def create_branch(request: Request, body: dict[str, Any]) -> Response:
         _refuse_taken(document, branch)
         return document.with_branch(branch, document.resolve(version), *stamp_of(request))
 
-    repository.state.registry.update(repository.path, change)
+    repository.registry(request).update(repository.path, change)
     return JSONResponse({}, 201)
 
 
@@ -179,7 +179,7 @@ def delete_branch(request: Request) -> Response:
 
     if not repository.document.versions:
         change(repository.document)
-    repository.state.registry.update(repository.path, change)
+    repository.registry(request).update(repository.path, change)
     return JSONResponse({})
 
 
@@ -205,7 +205,7 @@ def squash(request: Request, body: dict[str, Any]) -> Response:
             document = replace(document, versions={**document.versions, end: entry})
         return document
 
-    repository.state.registry.update(repository.path, change)
+    repository.registry(request).update(repository.path, change)
     return JSONResponse({})
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
 from deltahub.log import LOGGER
 from deltahub.sources.base import pause
-from deltahub.sources.huggingface.failures import BUSY, CallContext, sentence
+from deltahub.sources.huggingface.failures import BUSY, CallContext, is_damaged, sentence
 from deltahub.stores.retry import CONNECT_ATTEMPTS, HUB_ANSWER_TIMEOUT, HUB_ATTEMPTS
 from deltahub.stores.threads import with_time_limit
 from deltahub.text.credentials import header_value
@@ -51,7 +51,7 @@ def with_retries(call: Callable[[], T], doing: str, place: str, pause: Callable[
         except HfHubHTTPError as error:
             status = error.response.status_code
             seconds = retry_after(error.response.headers)
-            if status not in BUSY or (tries == HUB_ATTEMPTS and seconds is None):
+            if status not in BUSY or is_damaged(error) or (tries == HUB_ATTEMPTS and seconds is None):
                 raise
             reason, problem = f"it answered {status}", error
         except httpx2.TransportError as error:

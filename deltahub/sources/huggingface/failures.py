@@ -5,11 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from deltahub.errors import ConfigError, DeltaHubError, NotFoundError, NoVersionError, StorageError, UnreachableError
+from deltahub.errors import (
+    ConfigError,
+    DeltaHubError,
+    IntegrityError,
+    NotFoundError,
+    NoVersionError,
+    StorageError,
+    UnreachableError,
+)
 
 if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
 
+_DAMAGED: Final = "DataDamaged"  # the code of a hub of DeltaHub for stored bytes that are not the published ones
 BUSY: Final = frozenset({408, 429, 500, 502, 503, 504})  # statuses after which a call may be repeated
 
 
@@ -35,6 +44,11 @@ class CallContext:
     def failed(self) -> str:
         """The beginning of an error message."""
         return f"{self.doing} failed in {self.place}"
+
+
+def is_damaged(error: HfHubHTTPError) -> bool:
+    """Return whether a hub answered that what it stores is damaged, which does not pass."""
+    return error.response.headers.get("x-error-code") == _DAMAGED
 
 
 def sentence(error: Exception, attempt: CallContext) -> DeltaHubError | None:
@@ -76,7 +90,10 @@ def _not_found(error: HfHubHTTPError, attempt: CallContext) -> DeltaHubError | N
     return None
 
 
-def _refusal(error: HfHubHTTPError, attempt: CallContext) -> StorageError:
+def _refusal(error: HfHubHTTPError, attempt: CallContext) -> DeltaHubError:
+    if is_damaged(error):
+        remedy = "Its administrator can repair it: deltahub verify --repair"
+        return IntegrityError(attempt.subject, "the published bytes", f"others in {attempt.place}", remedy)
     status, answer = error.response.status_code, ". ".join((error.server_message or "").split("\n")).strip().rstrip(".")
     if status == 401:
         remedy = (

@@ -6,6 +6,7 @@ version may also be a branch, a git tag, or the digest of the pushed content.
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from deltahub.reference import LATEST, DeltaPath, Digest, Reference, as_delta_pa
 from deltahub.registry.amend import Amendment
 from deltahub.registry.commit_message import commit_id
 from deltahub.registry.document import ReferenceDocument
+from deltahub.registry.editor import Editor
 from deltahub.registry.entries import Version
 from deltahub.registry.publish import Publication
 from deltahub.registry.search.conditions import Search
@@ -27,6 +29,8 @@ from deltahub.sources.base import Pushed, Resolved, pause
 from deltahub.sources.huggingface.amend import amend
 from deltahub.sources.huggingface.calls import Calls, Token
 from deltahub.sources.huggingface.download import read, read_manifest
+from deltahub.sources.huggingface.editor import HubEditor
+from deltahub.sources.huggingface.git_editor import GitEditor
 from deltahub.sources.huggingface.history import BRANCH, document, history, names
 from deltahub.sources.huggingface.push import Push
 from deltahub.sources.huggingface.search import search_hub, tags_of
@@ -173,6 +177,17 @@ class HuggingFace:
     def amend(self, path: DeltaPath, version: str | None, amendment: Amendment) -> tuple[str, Version]:
         """See `Source.amend`; only a hub of DeltaHub keeps such changes."""
         return amend(self.calls, path, names(self.calls, path, f"Looking up {path}"), version, amendment)
+
+    def uncached(self) -> HuggingFace:
+        """Return this source with an empty memory of earlier pulls, so that the hub answers everything itself."""
+        source = copy.copy(self)
+        source._lookup, source._kept = None, None
+        return source
+
+    def editor(self, path: DeltaPath) -> Editor:
+        """See `Editable.editor`; a repo of another hub than DeltaHub's can be changed as far as git goes."""
+        refs = names(self.calls, path, f"Looking up {path}")
+        return GitEditor(self.calls, refs) if refs.document is None else HubEditor(self.calls)
 
     def _cached(self, path: str, commit: str) -> Resolved | None:
         """Return a commit pulled before, if it is cached."""
