@@ -55,6 +55,13 @@ AnonymousOpt = Annotated[
 ModeOpt = Annotated[
     str, typer.Option("--upload-mode", metavar="MODE", help="How clients send files: regular (all can) or lfs.")
 ]
+DirectOpt = Annotated[
+    bool,
+    typer.Option(
+        "--direct",
+        help="Let clients fetch large files from the bucket, and with --upload-mode lfs send them there.",
+    ),
+]
 MaxFileOpt = Annotated[str, typer.Option("--max-file", metavar="SIZE", help="The largest file: 500MB, 5GB.")]
 MaxCommitOpt = Annotated[str, typer.Option("--max-commit", metavar="SIZE", help="The largest commit, files within it.")]
 RateOpt = Annotated[
@@ -97,6 +104,7 @@ def serve(
     proxy: ProxyOpt = None,
     anonymous: AnonymousOpt = None,
     upload_mode: ModeOpt = "regular",
+    direct: DirectOpt = False,
     max_file: MaxFileOpt = "5GB",
     max_commit: MaxCommitOpt = "7GB",
     rate: RateOpt = None,
@@ -126,7 +134,7 @@ def serve(
     _require_packages()
     from deltahub.server.running import Run, check_tls, listen, run
 
-    settings = _settings(host, public_url, anonymous, upload_mode, max_file, max_commit, rate, allow_pickle)
+    settings = _settings(host, public_url, anonymous, upload_mode, direct, max_file, max_commit, rate, allow_pickle)
     plan = Run(
         registry=registry,
         settings=settings.to_json(),
@@ -141,7 +149,7 @@ def serve(
     )
     if plan.certificate:
         check_tls(plan.certificate, plan.key)
-    place, tokens_known = _opened(registry)
+    place, tokens_known = _opened(registry, direct=direct)
     listener = listen(host, port)
     address = public_url or f"{'https' if tls_cert else 'http'}://{_shown(host)}:{listener.getsockname()[1]}"
     in_clear = not (host in _LOOPBACK or tls_cert or public_url)
@@ -158,6 +166,7 @@ def _settings(
     public_url: str | None,
     anonymous: str | None,
     upload_mode: str,
+    direct: bool,
     max_file: str,
     max_commit: str,
     rate: float | None,
@@ -173,6 +182,7 @@ def _settings(
         hosts=_names(host, public_url) if alone else (),
         anonymous=_one_of(SCOPES, anonymous or ("read" if alone else "none"), "--anonymous"),
         upload_mode=_one_of(MODES, upload_mode, "--upload-mode"),
+        direct=direct,
         max_file=size_in_bytes(max_file, "--max-file"),
         max_commit=size_in_bytes(max_commit, "--max-commit"),
         rate=rate if rate is not None else 0.0 if alone else _RATE,
@@ -181,12 +191,16 @@ def _settings(
     )
 
 
-def _opened(registry: str) -> tuple[str, bool]:
+def _opened(registry: str, *, direct: bool) -> tuple[str, bool]:
     """Return a registry's address for display, and whether it has an unrevoked token; each process opens the registry itself."""
     from deltahub.server.served_registry import open_registry
     from deltahub.server.tokens import Tokens
+    from deltahub.stores.base import DirectStore
 
     opened = open_registry(registry)
+    if direct and not isinstance(opened.store, DirectStore):
+        msg = f"--direct lets clients speak with a bucket, and {opened.place} is not in one. Leave it out."
+        raise typer.BadParameter(msg)
     return opened.place, any(not token.revoked for token in Tokens(opened.store).all())
 
 

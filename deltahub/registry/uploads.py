@@ -17,10 +17,10 @@ from typing import Any
 from deltahub.errors import ConflictError, IntegrityError
 from deltahub.files.reserve import with_reserve
 from deltahub.log import LOGGER
-from deltahub.registry import stamps
+from deltahub.registry import direct_uploads, stamps
 from deltahub.registry.gc_state import spare, store_spared
 from deltahub.registry.hub_records import PARTS, UPLOADS, Kind
-from deltahub.stores.base import Store
+from deltahub.stores.base import DirectStore, Store
 
 
 def keep(store: Store, path: str, sha256: str, file: Path, author: str) -> None:
@@ -40,6 +40,20 @@ def keep(store: Store, path: str, sha256: str, file: Path, author: str) -> None:
     _note(store, UPLOADS, _key(path, sha256), record)
     if spare(store, objects) != generation:
         store_spared(store, objects)
+
+
+def keep_direct(store: DirectStore, path: str, sha256: str, size: int, key: str, author: str) -> None:
+    """Do as `keep` with bytes that the client sent to the bucket itself.
+
+    Args:
+        key: where they arrived, from `direct_uploads.incoming_key`.
+
+    Raises:
+        NotFoundError: nothing arrived there.
+        IntegrityError: other bytes did. Nothing was stored.
+    """
+    record = {"time": stamps.now(), "author": author, "size": size}
+    direct_uploads.adopt(store, key, sha256, size, lambda: _note(store, UPLOADS, _key(path, sha256), record))
 
 
 def size_of(store: Store, path: str, sha256: str) -> int | None:
@@ -101,6 +115,7 @@ def expire(store: Store, grace: timedelta) -> None:
     Args:
         grace: how old a record must be.
     """
+    direct_uploads.expire(store, grace)
     now = stamps.now()
     for kind in (UPLOADS, PARTS):
         for key in [key for key, _ in store.keys(kind.prefix)]:

@@ -28,6 +28,7 @@ class Settings:
         hosts: allow-list of host names; empty for any.
         anonymous: scope of callers without a token: ``"none"``, ``"read"`` (public repositories) or ``"write"``.
         upload_mode: how Hub clients send files: ``"regular"`` inside the commit, which every client supports, or ``"lfs"``.
+        direct: whether clients fetch large files from the bucket of the registry, and send them there, at signed URLs of its server.
         max_file: maximum bytes of a file.
         max_commit: maximum bytes of a commit, including the files inside it.
         max_body: maximum bytes of any other body; less for requests that name only a few things.
@@ -45,6 +46,7 @@ class Settings:
     hosts: tuple[str, ...] = ()
     anonymous: Scope = "read"
     upload_mode: UploadMode = "regular"
+    direct: bool = False
     max_file: int = 5 << 30
     max_commit: int = 7 << 30
     max_body: int = 1 << 20

@@ -11,12 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from deltahub.errors import IntegrityError, Outcome
 from deltahub.reference import Digest
 
 Source = Path | bytes
+Method = Literal["GET", "PUT"]
 Progress = Callable[[int], None]  # called with the number of bytes just transferred
 
 
@@ -209,5 +210,32 @@ class Store(Protocol):
 
         Returns:
             Whether there was one.
+        """
+        ...
+
+
+@runtime_checkable
+class DirectStore(Store, Protocol):
+    """A store from which clients fetch bytes themselves, and to which they may send them, at signed URLs of its server."""
+
+    @property
+    def takes_uploads(self) -> bool:
+        """Whether a plain PUT at a signed URL stores the body."""
+        ...
+
+    def presigned(self, key: str, method: Method, seconds: int) -> str:
+        """Return a URL with which anyone may read (GET) or write (PUT) the bytes under a key for some seconds.
+
+        Raises:
+            StorageError: the store has no credentials to sign with.
+        """
+        ...
+
+    def copy(self, key: str, to: str) -> None:
+        """Copy the bytes under a key to another, whole or not at all, without fetching them.
+
+        Raises:
+            NotFoundError: the key does not exist.
+            StorageError: the store is not writable or out of reach.
         """
         ...

@@ -11,18 +11,20 @@ import functools
 import hashlib
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from deltahub.errors import IntegrityError, NotFoundError, Outcome, outcome
 from deltahub.files.atomic import CHUNK, WHOLE
 from deltahub.renamed import renamed_in
-from deltahub.stores.base import Progress, Source, Swap, require_digest
+from deltahub.stores.base import Method, Progress, Source, Swap, require_digest
 from deltahub.stores.bucket import Bucket, Patience
 from deltahub.stores.bucket_clients import connect
 from deltahub.stores.bucket_errors import bucket_errors, is_unanswered
 from deltahub.stores.bucket_upload import conditional_put, digest_of, size_of, upload
 from deltahub.stores.probe import refuse_weak
+from deltahub.stores.services import AZURE
 from deltahub.stores.threads import interruptible, map_concurrently, run_concurrently
 
 if TYPE_CHECKING:
@@ -195,6 +197,41 @@ class BucketStore:
 
     def _reading(self) -> Any:
         return bucket_errors("Reading the registry", self.bucket, "read")
+
+    # ----- bytes that pass by this process -----
+
+    @property
+    def takes_uploads(self) -> bool:
+        """Whether a plain PUT stores an object; Azure wants a header of its own, which clients do not send."""
+        return self.bucket.service is not AZURE
+
+    def presigned(self, key: str, method: Method, seconds: int) -> str:
+        """Return a URL with which anyone may read or write a key for some time.
+
+        Raises:
+            StorageError: there are no credentials to sign with.
+        """
+        client = self._reader
+        import obstore
+
+        with bucket_errors("Signing an address", self.bucket):
+            return obstore.sign(client, method, key, timedelta(seconds=seconds))
+
+    def copy(self, key: str, to: str) -> None:
+        """Copy the bytes under a key to another within the bucket."""
+
+        def copied() -> None:
+            client = self._writer
+            import obstore
+
+            with bucket_errors("Storing a delta", self.bucket):
+                obstore.copy(client, key, to)
+
+        refuse_weak(self._writer, self.bucket)
+        try:
+            interruptible(copied)
+        except FileNotFoundError as error:
+            raise NotFoundError(key, (self.url,)) from error
 
     # ----- writing -----
 

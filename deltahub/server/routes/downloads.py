@@ -15,7 +15,7 @@ from typing import Final
 from urllib.parse import quote
 
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from deltahub.checkpoint.from_files import MANIFEST
@@ -29,8 +29,10 @@ from deltahub.server.paths import REPOSITORY
 from deltahub.server.repositories import is_delta, open_repository
 from deltahub.server.routes.packs import manifest_offer, offer
 from deltahub.server.state import State, state_of
-from deltahub.stores.base import object_key
+from deltahub.server.upload_urls import DOWNLOAD
+from deltahub.stores.base import DirectStore, object_key
 
+DIRECT_FROM = 1 << 20  # bytes from which a file is fetched from the bucket itself, where the hub is set up so
 _RANGE: Final = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
 _AT_ONCE: Final = 2 << 20  # bytes in memory: each switch to a thread and back costs as much as reading them
 _STREAMED: Final = 3 * CHUNK  # bytes in memory for a larger file: one block to check, one to send, one in transit
@@ -69,6 +71,8 @@ def resolve(request: Request) -> Response:
         headers |= offer(repository.path, commit.id, commit.manifest) | manifest_headers
     if etag in request.headers.get("if-none-match", ""):
         return Response(status_code=304, headers=headers)
+    if (elsewhere := direct_url(state_of(request), entry)) is not None:
+        return RedirectResponse(elsewhere, 302, {**headers, "Cache-Control": "private, no-store"})
     if request.method == "HEAD":  # the size of the whole file, whatever range was requested
         return Response(headers={**headers, "Content-Length": str(entry.size)}, media_type=_media_type(path))
     span = _span(request, entry, etag)
@@ -76,6 +80,14 @@ def resolve(request: Request) -> Response:
         return _answer(request, _checked(state_of(request), entry), 200, entry.size, headers, path)
     headers["Content-Range"] = f"bytes {span[0]}-{span[1] - 1}/{entry.size}"
     return _answer(request, _pieces(state_of(request), entry, *span), 206, span[1] - span[0], headers, path)
+
+
+def direct_url(state: State, entry: FileEntry) -> str | None:
+    """Return a URL of the bucket's server with the bytes of a large file; None if the hub sends them itself."""
+    store = state.registry.store
+    if not state.settings.direct or entry.size < DIRECT_FROM or not isinstance(store, DirectStore):
+        return None
+    return store.presigned(object_key(entry.sha256), "GET", DOWNLOAD)
 
 
 def whole(request: Request, entry: FileEntry) -> Response:

@@ -13,15 +13,19 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from deltahub.checkpoint.manifest import FileEntry
 from deltahub.registry import uploads
+from deltahub.registry.direct_uploads import LARGEST, incoming_key
 from deltahub.server.access import caller_of, repository_not_found
 from deltahub.server.bodies import LARGE, text_field, with_json
 from deltahub.server.errors import Refusal
 from deltahub.server.paths import REPOSITORY
 from deltahub.server.repositories import Repository, may_change, open_repository
+from deltahub.server.routes.downloads import direct_url
 from deltahub.server.routes.operations import is_oid
-from deltahub.server.state import state_of
-from deltahub.server.upload_urls import DOWNLOAD
+from deltahub.server.state import State, state_of
+from deltahub.server.upload_urls import DOWNLOAD, LIFETIME
+from deltahub.stores.base import DirectStore
 
 MULTIPART: Final = "multipart"
 MULTIPART_FROM = 256 << 20  # bytes from which a file is sent in parts
@@ -81,25 +85,39 @@ def _answer(request: Request, repository: Repository, item: Any, *, upload: bool
     return answer | {"actions": actions.upload(parted=parted) if upload else actions.download()}
 
 
+def direct_store(state: State, size: int) -> DirectStore | None:
+    """Return the store, if clients are to send a file of this size to it themselves; None if they send it to the hub."""
+    store = state.registry.store
+    wanted = state.settings.direct and size <= LARGEST
+    return store if wanted and isinstance(store, DirectStore) and store.takes_uploads else None
+
+
 class _Addresses:
     """Signed URLs for one file."""
 
     def __init__(self, request: Request, repository: Repository, oid: str, size: int) -> None:
-        self._signer, self._size = repository.state.signer, size
+        self._state, self._oid, self._size = repository.state, oid, size
+        self._signer = repository.state.signer
         self._lfs = f"{repository.state.base_url(request)}/{repository.path}.git/info/lfs"
         self._object = f"{self._lfs}/objects/{oid}"
         token = caller_of(request).token
         self._facts = {"repository": repository.path, "oid": oid, "size": str(size), "token": token}
         self._facts["born"] = repository.born
 
-    def _signed_url(self, address: str, action: str, lifetime: int | None = None, **parameters: int) -> str:
+    def _signed_url(self, address: str, action: str, lifetime: int | None = None, **parameters: int | str) -> str:
         facts = {**self._facts, "action": action, **{name: str(value) for name, value in parameters.items()}}
         return self._signer.signed(f"{self._object}{address}", facts, lifetime)
 
     def download(self) -> dict[str, Any]:
+        if elsewhere := direct_url(self._state, FileEntry(self._oid, self._oid, self._size)):
+            return {"download": {"href": elsewhere}}
         return {"download": {"href": self._signed_url("", "download", DOWNLOAD)}}
 
     def upload(self, *, parted: bool) -> dict[str, Any]:
+        if (store := direct_store(self._state, self._size)) is not None:
+            key = incoming_key()
+            href = store.presigned(key, "PUT", LIFETIME)
+            return {"upload": {"href": href}, "verify": {"href": self._signed_url("/adopt", "adopt", key=key)}}
         verify = {"href": f"{self._lfs}/verify"}
         if not parted or self._size < MULTIPART_FROM:
             return {"upload": {"href": self._signed_url("", "upload")}, "verify": verify}

@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from deltahub.checkpoint.manifest import FileEntry
-from deltahub.errors import NotFoundError
+from deltahub.errors import IntegrityError, NotFoundError
 from deltahub.files.atomic import scratch
 from deltahub.registry import stamps, uploads
 from deltahub.server.access import CALLER, Caller, caller_of
@@ -30,7 +30,7 @@ from deltahub.server.routes.downloads import whole
 from deltahub.server.routes.lfs import LFS
 from deltahub.server.state import State, state_of
 from deltahub.server.tokens import Tokens
-from deltahub.stores.base import object_key
+from deltahub.stores.base import DirectStore, object_key
 
 _FACTS: Final = ("repository", "oid", "size", "token", "born", "action")
 
@@ -175,6 +175,32 @@ def complete(request: Request, body: dict[str, Any]) -> Response:
     return JSONResponse({})
 
 
+def _may_adopt(request: Request) -> None:
+    _require(request, "adopt", "key")
+
+
+def adopt(request: Request, _: dict[str, Any]) -> Response:
+    """Take a file that the client sent to the bucket itself, once its bytes are verified.
+
+    Raises:
+        Refusal: nothing arrived, or other bytes than those announced.
+    """
+    facts = _require(request, "adopt", "key")
+    store, size = state_of(request).registry.store, int(facts["size"])
+    if not isinstance(store, DirectStore):
+        raise Refusal(409, "The registry of this hub is no longer in a bucket that takes files. Ask for a new address.")
+    try:
+        uploads.keep_direct(store, facts["repository"], facts["oid"], size, facts["key"], _author(request))
+    except NotFoundError as error:
+        if (
+            uploads.size_of(store, facts["repository"], facts["oid"]) != size
+        ):  # else the answer to the first call was lost
+            raise Refusal(404, "No file arrived at its address. Upload it again.") from error
+    except IntegrityError as error:
+        raise Refusal(400, str(error)) from error
+    return JSONResponse({})
+
+
 def _require_digest(spool: _Spool, oid: str) -> None:
     if spool.sha256 != oid:
         message = f"The bytes that came have the sha256 {spool.sha256}, not {oid} as announced. Upload the file again."
@@ -208,4 +234,5 @@ routes: Final = [
     Route(f"{LFS}/objects/{{oid:part}}", get_whole, methods=["GET"]),
     Route(f"{LFS}/objects/{{oid:part}}/parts/{{part:part}}", put_part, methods=["PUT"]),
     Route(f"{LFS}/objects/{{oid:part}}/complete", with_json(complete, _may_complete, LARGE), methods=["POST"]),
+    Route(f"{LFS}/objects/{{oid:part}}/adopt", with_json(adopt, _may_adopt), methods=["POST"]),
 ]

@@ -10,15 +10,15 @@ import pytest
 from huggingface_hub import HfApi
 
 from deltahub.registry.registry import Registry
-from deltahub.server.routes import lfs
+from deltahub.server.routes import downloads, lfs
 from deltahub.server.settings import Settings
 from deltahub.stores.bucket_store import BucketStore
 from deltahub.stores.local import LocalStore
 from tests.hub_server import HubServer, hub_server
 from tests.s3_servers import QUICK
 
-# How clients send files, and where the hub keeps them.
-WAYS = ("regular", "lfs", "multipart", "s3")
+# How clients send files, and where the hub keeps them; with `direct` they speak with the bucket themselves.
+WAYS = ("regular", "lfs", "multipart", "direct")
 
 
 @pytest.fixture(autouse=True)
@@ -41,19 +41,21 @@ def served(
     way: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[HubServer]:
     """A hub for one of the ways; with `regular`, the client has Xet and does not know that the hub has none."""
-    if way == "s3":
+    if way == "direct":
         request.getfixturevalue("s3_keys")
         store: LocalStore | BucketStore = BucketStore(request.getfixturevalue("s3").bucket(), QUICK)
     else:
         store = LocalStore(tmp_path / "served")
-    if way in ("lfs", "multipart"):
+    if way != "regular":
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
         monkeypatch.setattr("deltahub.server.routes.preupload.SMALL", 1000)
+    if way == "direct":
+        monkeypatch.setattr(downloads, "DIRECT_FROM", 1000)
     if way == "multipart":
         monkeypatch.setattr(lfs, "MULTIPART_FROM", 100_000)
         monkeypatch.setattr(lfs, "PART", 100_000)
-    mode = "regular" if way in ("regular", "s3") else "lfs"
-    with hub_server(Registry(store, "served"), Settings(upload_mode=mode, rate=0)) as hub:  # type: ignore[arg-type]
+    settings = Settings(upload_mode="regular" if way == "regular" else "lfs", direct=way == "direct", rate=0)
+    with hub_server(Registry(store, "served"), settings) as hub:
         yield hub
 
 

@@ -27,7 +27,7 @@ pytestmark = [
 ]
 
 # Names, branches and histories are the same whichever way the bytes took; where they are kept is not.
-of_names = pytest.mark.parametrize("way", ["regular", "s3"], indirect=True)
+of_names = pytest.mark.parametrize("way", ["regular", "direct"], indirect=True)
 
 REPO = "acme/sst2"
 WEIGHTS = hashlib.shake_256(b"weights").digest(450_017)
