@@ -25,8 +25,8 @@ UntrainedOpt = Annotated[
     bool,
     typer.Option(
         "--allow-untrained",
-        help="Also publish a delta that provably changes nothing, as before training: a LoRA with a zero matrix in every layer, an IA3 of "
-        "ones, a BitFit or LayerNorm tuning of zeros. Others, such as DoRA, adapters and unions, and pickles are not judged.",
+        help="Also publish a delta that provably changes nothing, as before training (a LoRA with a zero matrix in every layer, an IA3 of ones, ...), or "
+        "that has exactly the tensors of the one that its training was resumed from. docs/registry.md says what is judged.",
     ),
 ]
 TagsOpt = Annotated[

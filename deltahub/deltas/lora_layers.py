@@ -221,6 +221,7 @@ class DecomposedUpdate(LowRankUpdate):
     """
 
     reads_weight = True
+    starts = frozenset({"lora_magnitude_vector"})
     set_strength = Insertion.set_strength  # the norm depends on the scale
 
     def __init__(
@@ -229,6 +230,11 @@ class DecomposedUpdate(LowRankUpdate):
         super().__init__(like, n_in, n_out, rank, scale, dropout)
         start = like.new_empty(n_out) if like.is_meta else self._norm(linear_weight(layer)).to(like)
         self.lora_magnitude_vector = nn.Parameter(start)
+
+    @torch.no_grad()
+    def at_start(self, target: nn.Module) -> bool:
+        """Return whether the magnitudes are the norms of the rows, so that without an update nothing changes."""
+        return torch.equal(self.lora_magnitude_vector, self._norm(linear_weight(target)).to(self.lora_magnitude_vector))
 
     @torch.no_grad()
     def _norm(self, weight: Tensor) -> Tensor:

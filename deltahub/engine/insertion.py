@@ -24,6 +24,7 @@ class Insertion(nn.Module):
         acts_as_one: whether it does the same at every module that shares a weight, so that it can be merged into a tied weight.
         recomputes: whether it computes the output anew from the target's own tensors, so that no delta may replace them.
         reads_weight: whether its work depends on the target's own weights, which a merge of another delta changes.
+        starts: names of its tensors that start with a value computed from the target, with which they change nothing (`at_start`).
     """
 
     keeps_length: ClassVar[bool] = True
@@ -31,6 +32,7 @@ class Insertion(nn.Module):
     recomputes: ClassVar[bool] = False
     fast_parameters: ClassVar[frozenset[str]] = frozenset()
     reads_weight: bool = False
+    starts: ClassVar[frozenset[str]] = frozenset()
 
     def __setattr__(self, name: str, value: Any) -> None:
         # An insertion is not called as a module, so an accelerate hook would offload its tensors and never load them back.
@@ -38,6 +40,10 @@ class Insertion(nn.Module):
             msg = "accelerate is about to offload a delta, which would then not act. Offload the backbone before deltas are added."
             raise ConfigError(msg)
         super().__setattr__(name, value)
+
+    def at_start(self, target: nn.Module) -> bool:
+        """Return whether the tensors in `starts` have the value that they start with."""
+        return not self.starts
 
     def before(self, target: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
         """Change the arguments of the target."""

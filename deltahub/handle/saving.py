@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from deltahub.checkpoint import checkpoint, metadata
 from deltahub.checkpoint.backbone_record import Fingerprint
 from deltahub.checkpoint.checkpoint import tensors_in
-from deltahub.checkpoint.effect import STARTS, method_at_start, sides_only
+from deltahub.checkpoint.effect import why_identity
 from deltahub.checkpoint.safetensors_header import usable_bytes
 from deltahub.engine.building import check_dtype
 from deltahub.engine.filling import check_fit, not_finite, refuse_larger, refuse_without_values, replaced_names
@@ -28,7 +28,7 @@ from deltahub.engine.ledger import Entry, ledger_holding, value_of, warn_of_unca
 from deltahub.engine.modules import modules_by_name, own_parameters
 from deltahub.engine.overrides import overrides
 from deltahub.engine.quantised.record import with_samples
-from deltahub.engine.sharding import assign, done_once, full_tensor, live_value, reshard
+from deltahub.engine.sharding import assign, done_once, full_tensor, is_sharded, live_value, reshard
 from deltahub.engine.site import delta_key, is_delta_name
 from deltahub.errors import CheckpointError
 from deltahub.files.atomic import regular, staging, storage_errors, sync_file, sync_folders
@@ -230,7 +230,7 @@ class SaveLoadMixin(Attachment):
         if dtype is not None:
             tensors = _as_dtype(tensors, dtype)
         _warn_if_whole(self.backbone_model, tensors)
-        _warn_if_untrained(self.config.delta_type, tensors)
+        _warn_if_untrained(self.backbone_model, self._entry, tensors)
         return tensors
 
 
@@ -314,19 +314,24 @@ def _warn_if_whole(backbone: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         )
 
 
-def _warn_if_untrained(delta_type: str, tensors: Mapping[str, Tensor]) -> None:
-    """Warn about a delta that provably changes nothing; a push refuses it."""
-    sides, reason = sides_only(tensors), ""
-    if method := method_at_start({"delta_type": delta_type}, tensors):
-        start = 1 if method == "ia3" else 0
-        reason = "" if any((values != start).any() for values in tensors.values()) else STARTS[method]
-    elif sides and all(any(not tensors[name].any() for name in names) for names in sides.values()):
-        reason = "in every layer one of the two matrices of its LoRA is zero"
-    if reason:
-        LOGGER.warning(
-            "The delta changes no output: %s, as before training. It is saved, and a push refuses it unless allow_untrained=True.",
-            reason,
-        )
+def _warn_if_untrained(backbone: nn.Module, entry: Entry, tensors: Mapping[str, Tensor]) -> None:
+    """Warn about a delta that provably changes nothing; a push refuses it if its files alone prove that."""
+    starts = {delta_key(address, key) for address, insertion in entry.insertions.items() for key in insertion.starts}
+    names = [name for name in tensors if name not in starts]
+    config = {"delta_type": entry.config.delta_type}
+    reason = why_identity(config, names, lambda name, value: not (tensors[name] != value).any())
+    if not reason or (starts and not _at_start(backbone, entry)):
+        return
+    more = "without the backbone its files do not tell" if starts else "a push refuses it unless allow_untrained=True"
+    LOGGER.warning("The delta changes no output: %s, as before training. It is saved all the same; %s.", reason, more)
+
+
+def _at_start(backbone: nn.Module, entry: Entry) -> bool:
+    """Return whether every tensor that started with a value computed from its layer still has it."""
+    modules = modules_by_name(backbone)
+    return not is_sharded(backbone) and all(  # sharded layers would have to be gathered
+        insertion.at_start(modules[address]) for address, insertion in entry.insertions.items()
+    )
 
 
 def _require_whole(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:

@@ -12,11 +12,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self, cast
 
+from deltahub.checkpoint.checkpoint import RESUMED, WEIGHTS
 from deltahub.checkpoint.default_name import default_name
 from deltahub.checkpoint.effect import require_effect
 from deltahub.checkpoint.from_files import describe
 from deltahub.checkpoint.manifest import Manifest
 from deltahub.errors import (
+    CheckpointError,
     ConflictError,
     DeltaHubError,
     IntegrityError,
@@ -31,7 +33,7 @@ from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Version, merged_tags, summary_of
 from deltahub.registry.gc_state import spare, store_spared
 from deltahub.registry.registry import Registry
-from deltahub.stores.base import Progress, Source
+from deltahub.stores.base import Progress, Source, object_key
 
 if TYPE_CHECKING:
     from deltahub.signing import PrivateKey
@@ -51,6 +53,7 @@ class Publication:
         expect: alias to the version that it must point to now, None if it must not exist.
         private: whether a new delta is visible to its owners only; None for the default of the source.
         signer: the key to sign it with before it is visible; None to leave it unsigned.
+        allow_untrained: whether it is published if it has the tensors of the delta that it was trained on from, which the registry has.
         metrics: results by name, beside those saved in the checkpoint; only a registry keeps them.
     """
 
@@ -63,6 +66,7 @@ class Publication:
     expect: Mapping[str, str | None] | None = None
     private: bool | None = None
     signer: PrivateKey | None = None
+    allow_untrained: bool = True
     metrics: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
@@ -108,7 +112,18 @@ class Publication:
             record(folder)
             manifest = describe(folder, allow_pickle=allow_pickle)
         all_tags = (*saved_tags, *checked_tags)
-        return cls(reference, manifest, folder, all_tags, checked_aliases, message, expect, private, signer)
+        return cls(
+            reference,
+            manifest,
+            folder,
+            all_tags,
+            checked_aliases,
+            message,
+            expect,
+            private,
+            signer,
+            allow_untrained,
+        )
 
 
 def _destination(name: str, to: str | None) -> Reference:
@@ -193,6 +208,7 @@ def publish(registry: Registry, publication: Publication, progress: Progress | N
     """Publish a checkpoint folder as a new version; publishing the same content again adds no version.
 
     Raises:
+        CheckpointError: nothing was trained since its parent, and the publication does not allow that.
         ReferenceSyntaxError: a delta has this name in other upper and lower case letters, or a tag or alias is malformed.
         IntegrityError: a file changed since the manifest was made.
         ConflictError: an alias points elsewhere than expected. No version was added.
@@ -201,6 +217,7 @@ def publish(registry: Registry, publication: Publication, progress: Progress | N
     addition = Addition(publication, *registry.stamp())
     path = publication.reference.path
     refuse_twin(registry, path)
+    _require_trained(registry, publication)
     document = registry.add(addition.objects, path, addition.change, progress)
     return Published(document, addition.version, addition.new)
 
@@ -223,6 +240,7 @@ def publish_many(
         try:
             additions[number] = Addition(publication, *stamp)
             _require_files(publication)
+            _require_trained(registry, publication)
             refuse_twin(registry, publication.reference.path, names)
         except DeltaHubError as error:
             additions.pop(number, None)
@@ -276,6 +294,31 @@ def _add(
             else:
                 done[number] = refused.get(number) or Published(document, addition.version, addition.new)
     return done
+
+
+def _require_trained(registry: Registry, publication: Publication) -> None:
+    """Refuse a delta with the tensors of the delta that its training was resumed from, if the registry has that one.
+
+    Raises:
+        CheckpointError: its file of tensors has the same digest.
+    """
+    parents = () if publication.allow_untrained else publication.manifest.config.get("parents", ())
+    for digest in (Digest(parent["digest"]) for parent in parents if parent["relation"] == RESUMED):
+        try:
+            manifest = Manifest.from_bytes(registry.store.read(object_key(digest.hex)), digest)
+        except DeltaHubError:  # it is not here
+            continue
+        if _weights(manifest) == _weights(publication.manifest):
+            msg = (
+                f"{publication.folder} has the tensors of the delta that it was trained on from, {digest.short}: nothing was trained. "
+                "Save it after training, or insist with --allow-untrained (allow_untrained=True)."
+            )
+            raise CheckpointError(msg)
+
+
+def _weights(manifest: Manifest) -> str | None:
+    """Return the sha256 of the tensors of a delta."""
+    return next((entry.sha256 for entry in manifest.files if entry.path == WEIGHTS), None)
 
 
 def _require_files(publication: Publication) -> None:

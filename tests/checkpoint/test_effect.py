@@ -29,6 +29,28 @@ IDENTITIES = {
         {"delta_type": "layer_norm"},
         {"a.deltas.default.weight": ZERO, "a.deltas.default.bias": ZERO},
     ),
+    "adapter": (
+        {"delta_type": "adapter"},
+        {"a.deltas.up_proj.bias": ZERO, "a.deltas.up_proj.weight": ZERO, "a.deltas.down_proj.weight": ONE},
+    ),
+    "adalora": ({"delta_type": "adalora"}, {"a.deltas.lora_E": ZERO, "a.deltas.lora_A": ONE, "a.deltas.lora_B": ONE}),
+    "vera": ({"delta_type": "vera"}, {"a.deltas.vera_lambda_b": ZERO, "a.deltas.vera_lambda_d": ONE}),
+    "peft_vera": (
+        {"peft_type": "VERA"},
+        {"base_model.model.a.vera_lambda_b": ZERO, "base_model.model.a.vera_lambda_d": ONE, "base_model.vera_A": ONE},
+    ),
+    "lokr": ({"peft_type": "LOKR"}, {"base_model.model.a.lokr_w2": ZERO, "base_model.model.a.lokr_w1": ONE}),
+    "loha": (
+        {"format": "kohya"},
+        {"lora_unet_a.hada_w1_b": ZERO, "lora_unet_a.hada_w2_a": ONE, "lora_unet_a.alpha": ONE},
+    ),
+    "oft": ({"delta_type": "weight_update"}, {"a.deltas.oft_R": ZERO}),
+    "fused": (
+        {"delta_type": "lora"},
+        {f"a.deltas.{part}.lora_{side}": ZERO if side == "B" else ONE for part in "qv" for side in "BA"},
+    ),
+    "adapters": ({"method": "lora"}, {"a.loras.x.lora_B": ZERO, "a.loras.x.lora_A": ONE}),
+    "labels": ({"peft_type": "LORA"}, {"a.lora_B.x.weight": ZERO, "a.lora_A.x.weight": ONE}),
 }
 
 
@@ -45,7 +67,10 @@ def test_an_identity_is_refused_and_one_other_value_makes_it_none(tmp_path, kind
     ("config", "name", "value"),
     [
         ({"peft_type": "LN_TUNING"}, "base_model.model.norm.weight", ONE),
-        ({"delta_type": "adapter"}, "a.deltas.default.bias", ZERO),
+        ({"delta_type": "compacter"}, "a.deltas.up_sampler.W", ZERO),
+        ({"delta_type": "adapter"}, "a.deltas.down_proj.weight", ZERO),
+        ({"peft_type": "BOFT"}, "base_model.model.a.boft_R", ZERO),
+        ({"options": {"composition_mode": "scale"}}, "a.loras.x.lora_B", ZERO),
         ({"delta_type": "union"}, "a.deltas.default.ia3_l", ONE),
         ({"delta_type": "ia3"}, "a.deltas.default.ia3_l", (1, np.int8)),
     ],

@@ -12,7 +12,7 @@ from deltahub import AutoDeltaModel, LoraModel, deltas_of
 from deltahub.checkpoint import checkpoint
 from deltahub.checkpoint.checkpoint import describe
 from deltahub.checkpoint.config import check_document
-from deltahub.errors import ConfigError
+from deltahub.errors import CheckpointError, ConfigError
 from deltahub.hub.hub import Hub
 from deltahub.reference import Reference
 from tests.backbones import OPENDELTA, bert, train
@@ -155,3 +155,20 @@ def test_the_config_of_a_delta_is_read_without_its_provenance(tmp_path):
     document = json.loads((folder / "delta_config.json").read_bytes())
 
     assert "parents" not in LoraModel.config_class.from_dict(document).to_dict()
+
+
+def test_a_delta_with_the_tensors_of_its_parent_is_not_pushed_beside_it_unless_the_user_insists(tmp_path):
+    backbone, hub = bert(), Hub.open()
+    first = LoraModel(backbone, lora_r=2)
+    train(backbone)
+    first.save_finetuned(tmp_path / "first")
+    AutoDeltaModel.from_finetuned(tmp_path / "first", backbone_model=bert()).save_finetuned(tmp_path / "again")
+    resume(tmp_path / "first", tmp_path / "resumed")
+    assert hub.push(tmp_path / "again", "me/elsewhere").new  # its parent is not here
+    hub.push(tmp_path / "first", "me/x")
+    with pytest.raises(CheckpointError, match=r"has the tensors of the delta .* nothing was trained"):
+        hub.push(tmp_path / "again", "me/x")
+    (result,) = hub.push_many([tmp_path / "again"], "me")
+    assert isinstance(result, CheckpointError)
+    assert hub.push(tmp_path / "again", "me/x", allow_untrained=True).new
+    assert hub.push(tmp_path / "resumed", "me/x").new

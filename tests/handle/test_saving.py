@@ -262,3 +262,23 @@ def test_a_dtype_that_cannot_hold_the_values_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="dtype must be"):
         delta.save_finetuned(tmp_path / "x", dtype=torch.int8)
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora", "bottleneck"])
+def test_saving_warns_of_a_delta_that_changes_nothing_and_not_of_a_trained_one(kind, tmp_path, caplog):
+    backbone = bert()
+    delta = AdapterModel(backbone) if kind == "bottleneck" else LoraModel(backbone, use_dora=kind == "dora")
+    delta.freeze_module(exclude=["deltas"])
+    with torch.no_grad():
+        for name, parameter in delta.named_parameters():
+            if "up_proj" in name:
+                parameter.zero_()
+    delta.save_finetuned(tmp_path / "start")
+    assert "changes no output" in caplog.text
+    caplog.clear()
+    with torch.no_grad():
+        next(p for n, p in delta.named_parameters() if n.endswith(("magnitude_vector", "lora_B", "up_proj.bias"))).add_(
+            1
+        )
+    delta.save_finetuned(tmp_path / "trained")
+    assert "changes no output" not in caplog.text
