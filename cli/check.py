@@ -81,7 +81,9 @@ def check(
         "backbone": backbone,
         "verified": compared,
     }
-    known = "is the recorded one, in another precision perhaps" if dequantised else "is the recorded one"
+    known = (
+        "is the recorded one, perhaps in another precision or quantisation" if dequantised else "is the recorded one"
+    )
     fit = known if compared else "has the right names and shapes; the delta has no record to compare"
     out.result(
         data, reference, f"It loads on {backbone} as a delta of the type {delta.config.delta_type}; the backbone {fit}."

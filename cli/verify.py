@@ -43,6 +43,14 @@ BackboneOpt = Annotated[
     typer.Option("--backbone", metavar="BACKBONE", help="For --probe: a folder, or a model in Hugging Face's cache."),
 ]
 
+DequantisedOpt = Annotated[
+    bool,
+    typer.Option(
+        "--dequantised",
+        help="With --probe: accept the backbone in another precision or quantisation, after comparing the weights.",
+    ),
+]
+
 
 def verify(
     target: TargetArg = None,
@@ -53,6 +61,7 @@ def verify(
     parent: ParentOpt = None,
     probe: ProbeOpt = False,
     backbone: BackboneOpt = None,
+    dequantised: DequantisedOpt = False,
     json: JsonOpt = False,
     quiet: QuietOpt = False,
 ) -> None:
@@ -74,6 +83,8 @@ def verify(
     """
     if probe != (backbone is not None) or (probe and target is None):
         raise typer.BadParameter("--probe runs one delta on its backbone: verify REF --probe --backbone BACKBONE.")
+    if dequantised and not probe:
+        raise typer.BadParameter("--dequantised is for the backbone of --probe; without it use: deltahub check.")
     out = Output(as_json=json, quiet=quiet)
     if lineage or parent:
         if not lineage or target is None or every or repair or source or probe:
@@ -90,7 +101,7 @@ def verify(
         results = _registries(target, source, every=every, repair=repair)
         signed = _signatures(results, target, source, every=every)
     if target and backbone:
-        results = _with_probe(_at(target, source), backbone, results)
+        results = _with_probe(_at(target, source), backbone, results, dequantised=dequantised)
     damaged = _damaged(results, signed)
     _print(out, results, signed, damaged, target)
     if damaged:
@@ -197,7 +208,7 @@ def _at(target: str, source: str | None) -> str:
     return target if source is None or Path(target).is_dir() else str(replace(Reference.parse(target), source=source))
 
 
-def _with_probe(target: str, backbone: str, results: list[Repaired]) -> list[Repaired]:
+def _with_probe(target: str, backbone: str, results: list[Repaired], *, dequantised: bool) -> list[Repaired]:
     """Run a delta on its probe; outputs that differ count as damage."""
     from deltahub.auto import AutoDeltaModel
     from deltahub.errors import ProbeError
@@ -205,7 +216,12 @@ def _with_probe(target: str, backbone: str, results: list[Repaired]) -> list[Rep
     from deltahub.registry.verify import Repaired
 
     try:
-        AutoDeltaModel.from_finetuned(target, backbone_model=load_backbone(backbone), check_probe=True)
+        AutoDeltaModel.from_finetuned(
+            target,
+            backbone_model=load_backbone(backbone),
+            check_probe=True,
+            check_hash="dequantised" if dequantised else True,
+        )
     except ProbeError as error:
         return [*results, Repaired(target, {}, str(error))]
     return results

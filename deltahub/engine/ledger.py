@@ -10,7 +10,7 @@ import itertools
 import re
 import time
 from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import torch
@@ -47,6 +47,7 @@ class Entry:
         attached: whether it is active.
         parents: the deltas it was made from, as in `delta_config.json`.
         serial: tells apart deltas with equal names, and orders deltas by when they were added.
+        lent: the strength of an open `scaled` block; None outside of one.
     """
 
     name: str
@@ -57,6 +58,12 @@ class Entry:
     attached: bool = True
     parents: tuple[Mapping[str, str], ...] = ()
     serial: int = field(default_factory=lambda: next(_SERIALS))
+    lent: float | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state of a copy or a pickle: no block ends there, so the strength of an open one is its own."""
+        config = self.config if self.lent is None else replace(self.config, strength=self.lent)
+        return {**vars(self), "config": config, "lent": None}
 
 
 @dataclass

@@ -128,7 +128,8 @@ class Attachment:
 
         Blocks may be nested, and those of several threads may overlap. Other threads that run the backbone meanwhile see it without the
         delta too: `reference` serves those that need both at once. A backward pass through a forward of the block belongs inside it if
-        gradient checkpointing recomputes parts. Afterwards the delta is active where it was active before.
+        gradient checkpointing recomputes parts. Afterwards the delta is active where it was active before. A copy that is made in the
+        block stays as it is: the delta is detached there, until `attach` is called on the copy's own handle.
 
         Raises:
             TargetError: the delta was removed, or a module that holds it was replaced.
@@ -176,13 +177,15 @@ class Attachment:
     def scaled(self, strength: float) -> AbstractContextManager[None]:
         """Give the delta another strength for the duration of a block, in all threads; what is saved stays as it was.
 
-        With gradient checkpointing, the backward pass belongs inside the block as well, because it recomputes parts.
+        With gradient checkpointing, the backward pass belongs inside the block as well, because it recomputes parts. Two blocks of one delta,
+        in one thread or in several, are refused. A copy that is made in the block keeps its strength, and is saved with it.
 
         Args:
             strength: as for `scale`; it replaces the delta's own, and does not multiply it.
 
         Raises:
-            ConfigError, MergeError, TargetError: as for `scale`, when the block begins.
+            ConfigError: as for `scale`, or another block of the delta is open.
+            MergeError, TargetError: as for `scale`, when the block begins.
         """
         return scaled(self.backbone_model, self._entry, strength)
 

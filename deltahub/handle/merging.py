@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from deltahub.engine.building import check_dtype
 from deltahub.engine.bypassed import is_multiplied
 from deltahub.engine.guards import refuse_routed
-from deltahub.engine.insertion import acts_in
 from deltahub.engine.layers import is_quantised, reading_fault, writing_fault
 from deltahub.engine.ledger import Entry, Ledger, drop_ledger, ledger_holding, uncalled, value_of
 from deltahub.engine.modules import module_at, modules_by_name, own_modules
@@ -35,9 +34,18 @@ from deltahub.engine.quantised.kinds import quantised
 from deltahub.engine.quantised.layer import Quantised
 from deltahub.engine.quantised.plain import cast, make_plain
 from deltahub.engine.sharding import reshard
-from deltahub.engine.site import CHILD, Site, eject, site_of
+from deltahub.engine.site import CHILD, eject, site_of
 from deltahub.engine.trainable import forget_trainable
 from deltahub.errors import MergeError
+from deltahub.handle.merge_checks import (
+    check_alone,
+    check_tensor,
+    check_unclaimed,
+    owners_of,
+    refuse_meta,
+    refuse_partitioned,
+)
+from deltahub.handle.plain_forwards import refuse_captured, restore_forwards
 from deltahub.log import LOGGER
 
 
@@ -130,6 +138,7 @@ def _merge(backbone: nn.Module, entry: Entry, silent: Collection[str] = (), *, r
     reshard(backbone)
     ledger = ledger_holding(backbone, entry)
     _check_mergeable(ledger, entry)
+    refuse_partitioned(backbone)
     acting = [address for address in entry.insertions if entry.name in site_of(module_at(backbone, address))._modules]
     report = _write(backbone, entry.name, acting, ledger.changed, silent, requantise=requantise)
     ledger.merged.append(entry.name)
@@ -186,12 +195,12 @@ def _plan(
     requantise: bool,
 ) -> Iterator[tuple[str, _Change]]:
     """Yield the new value of each tensor, and raise if anything prevents the merge."""
-    owners = _owners(backbone)
+    owners = owners_of(backbone)
     for address in addresses:
         target = module_at(backbone, address)
         site = site_of(target)
-        _check_alone(address, site, delta)
-        _refuse_meta(address, target)
+        check_alone(address, site, delta)
+        refuse_meta(address, target)
         try:
             values = site.slots[delta].merged(target)
             if isinstance(target, nn.Embedding) and is_multiplied(backbone, address):
@@ -210,14 +219,14 @@ def _plan(
             name = f"{address}.{key}" if address else key
             live = tensor_at(backbone, name)
             as_one = addresses if site.slots[delta].acts_as_one else ()
-            _check_tensor(name, live, exact if coded is not None else exact.to(live.dtype), owners, as_one)
+            check_tensor(name, live, exact if coded is not None else exact.to(live.dtype), owners, as_one)
             if address in silent and not _is_unchanged(live, exact, coded):
                 msg = (
                     f"{delta!r} has never acted on {address}: the backbone ran without calling it, so a merge could change its "
                     "outputs. If other inputs reach it, run the backbone on them first; else leave the module out."
                 )
                 raise MergeError(msg)
-            _check_unclaimed(name, override_of(backbone, name), changed)
+            check_unclaimed(name, override_of(backbone, name), changed)
             yield name, _Change(exact) if coded is None else _Change(exact, coded, coded.quantise(exact))
 
 
@@ -225,66 +234,6 @@ def _is_unchanged(live: Tensor, exact: Tensor, coded: Quantised | None) -> bool:
     return (
         torch.equal(exact, coded.values().to(exact)) if coded is not None else torch.equal(exact.to(live.dtype), live)
     )
-
-
-def _check_alone(address: str, site: Site, name: str) -> None:
-    """Raise if another delta has to come before this one: merged work runs first, inside the layer."""
-    insertion, active = site.slots[name], list(site._modules)
-    others = [other for other in active if other != name]
-    earlier = active[: active.index(name)]
-    blockers = others if acts_in(insertion, "before") else [o for o in earlier if acts_in(site.slots[o], "after")]
-    # An insertion that reads the weights would also read the merged work of another delta.
-    neighbours = [*others, *site.merged]
-    blockers += [other for other in neighbours if insertion.reads_weight or site.slots[other].reads_weight]
-    if blockers:
-        remedy = "Detach one of them." if insertion.reads_weight else f"Merge or detach {blockers[0]!r} first."
-        msg = (
-            f"{name!r} cannot be merged: {blockers[0]!r} acts on {address} too, and a merge would change what they do."
-        )
-        raise MergeError(f"{msg} {remedy}")
-
-
-def _refuse_meta(address: str, target: nn.Module) -> None:
-    for key, parameter in target._parameters.items():
-        if parameter is not None and parameter.is_meta:
-            name = f"{address}.{key}" if address else key
-            msg = f"{name} is on the meta device (offloaded, or without values). Merge into a backbone that is loaded as a whole."
-            raise MergeError(msg)
-
-
-def _check_tensor(
-    name: str, live: Tensor, new: Tensor, owners: Mapping[int, list[str]], as_one: Collection[str]
-) -> None:
-    """Refuse a value that is not finite, or that other modules than those that are merged `as_one` would get."""
-    others = (n for n in owners.get(id(live), []) if n != name and n.rpartition(".")[0] not in as_one)
-    if (other := next(others, None)) is not None:
-        msg = f"{name} is also {other} (tied weights), so a merge would change both. Use the delta unmerged, or untie them."
-        raise MergeError(msg)
-    if not torch.isfinite(new).all():
-        msg = f"{name} would not be finite as {new.dtype} after the merge. Merge into a backbone of a wider precision."
-        raise MergeError(msg)
-
-
-def _check_unclaimed(name: str, record: Override | None, changed: Collection[str]) -> None:
-    if record is not None and record.values:
-        msg = f"{name} is trained as a whole by a delta as well, which a merge would mix up. Use the delta unmerged."
-        raise MergeError(msg)
-    if record is not None and record.merged and name not in changed:
-        msg = (
-            f"A delta on a part of this model, or on a model around it, is merged into {name}, and neither could come out "
-            "alone. Call unmerge() of that first."
-        )
-        raise MergeError(msg)
-
-
-def _owners(backbone: nn.Module) -> dict[int, list[str]]:
-    """Return all names of each of the backbone's own parameters, by the parameter's id."""
-    names_by_id: dict[int, list[str]] = {}
-    for name, module in own_modules(backbone):
-        for key, parameter in module._parameters.items():
-            if parameter is not None:
-                names_by_id.setdefault(id(parameter), []).append(f"{name}.{key}" if name else key)
-    return names_by_id
 
 
 @torch.no_grad()
@@ -320,6 +269,7 @@ def merged_tensors(backbone: nn.Module, entry: Entry) -> dict[str, Tensor]:
     refuse_routed(backbone)
     reshard(backbone)
     _check_mergeable(ledger_holding(backbone, entry), entry)
+    refuse_partitioned(backbone)
     acting = [address for address in entry.insertions if entry.name in site_of(module_at(backbone, address))._modules]
     silent = uncalled(backbone, entry.name, entry.insertions, entry.serial)
     own_values = {name: value_of(backbone, entry, name) for name in sorted(entry.replaced)}
@@ -336,17 +286,21 @@ def merged_copy(backbone: nn.Module, dtype: torch.dtype | None = None) -> Any:
             plain ones of their dequantised values, as which the deltas are merged.
 
     Returns:
-        A model of the backbone's own class, as plain as before the first delta.
+        A model of the backbone's own class, as plain as before the first delta, with the forward that it had before trainers.
 
     Raises:
-        MergeError: an attached delta cannot be merged, or with `dtype` a quantised layer cannot be read.
+        MergeError: an attached delta cannot be merged, with `dtype` a quantised layer cannot be read, or a forward that was put on a
+            module would run the original.
         ConfigError: `dtype` is not a dtype of floating-point numbers of 16 bits or more.
     """
     refuse_routed(backbone)
+    refuse_partitioned(backbone)
+    refuse_captured(modules_by_name(backbone))
     if dtype is not None:
         check_dtype(dtype)
         _refuse_unreadable(backbone)
     twin = copy.deepcopy(backbone)
+    restore_forwards(modules_by_name(twin))
     changed = {name for name, record in overrides(modules_by_name(twin)) if record.merged}
     if dtype is not None:
         make_plain(twin)

@@ -12,18 +12,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Final
-from weakref import WeakSet
 
 from torch import nn
 
 from deltahub.engine.guards import refuse_merged
-from deltahub.engine.insertion import Insertion
 from deltahub.engine.ledger import Entry, ledger_holding
 from deltahub.errors import ConfigError, MergeError
 
 _LARGEST: Final = 1e6  # more only overflows
 _LOCK: Final = threading.Lock()
-_HELD: Final[WeakSet[Insertion]] = WeakSet()  # the first insertion of each delta with a `scaled` block open
 
 
 def set_strength(backbone: nn.Module, entry: Entry, strength: float) -> None:
@@ -35,7 +32,7 @@ def set_strength(backbone: nn.Module, entry: Entry, strength: float) -> None:
         TargetError: the delta was removed.
     """
     value = _checked(backbone, entry, strength)
-    if any(insertion in _HELD for insertion in entry.insertions.values()):
+    if entry.lent is not None:
         raise _open_block(entry)
     _apply(entry, value)
     entry.config = replace(entry.config, strength=value)
@@ -49,18 +46,16 @@ def scaled(backbone: nn.Module, entry: Entry, strength: float) -> Iterator[None]
         ConfigError, MergeError, TargetError: as for `set_strength`.
     """
     value = _checked(backbone, entry, strength)
-    first = next(iter(entry.insertions.values()), None)
     with _LOCK:
-        if first in _HELD:
+        if entry.lent is not None:
             raise _open_block(entry)
-        if first is not None:
-            _HELD.add(first)
+        entry.lent = value
     try:
         _apply(entry, value)
         yield
     finally:
         _apply(entry, entry.config.strength)
-        _HELD.discard(first)  # type: ignore[arg-type]
+        entry.lent = None
 
 
 def refuse_block(entry: Entry) -> None:
@@ -69,7 +64,7 @@ def refuse_block(entry: Entry) -> None:
     Raises:
         MergeError: a block of the delta is open.
     """
-    if any(insertion in _HELD for insertion in entry.insertions.values()):
+    if entry.lent is not None:
         msg = f"A scaled block of {entry.name!r} is open, and its strength would stay in the weights. Leave it, or set the strength with scale()."
         raise MergeError(msg)
 

@@ -203,6 +203,11 @@ def test_a_probe_is_run_on_the_backbone(run, run_json, tmp_path):
     for target in ("acme/sst2", tmp_path / "delta"):
         assert run_json("verify", target, "--probe", "--backbone", tmp_path / "bert")[0]["damage"] is None
     assert run("verify", "acme/sst2", "--probe").exit_code == 2
+    assert "--dequantised is for the backbone of --probe" in run("verify", "acme/sst2", "--dequantised").stderr
+    bert().double().save_pretrained(tmp_path / "double")
+    double = ("verify", "acme/sst2", "--probe", "--backbone", tmp_path / "double")
+    assert "other precision" in run(*double).stderr
+    assert run_json(*double, "--dequantised")[0]["damage"] is None
     assert run("verify", tmp_path / "delta", "--lineage", "--probe", "--backbone", tmp_path / "bert").exit_code == 2
 
 

@@ -1,4 +1,5 @@
 import copy
+from types import MethodType
 
 import pytest
 import torch
@@ -363,3 +364,48 @@ def test_a_module_that_is_no_norm_is_refused():
 
     with untouched(backbone), pytest.raises(TargetError, match="neither a LayerNorm or RMSNorm"):
         LayerNormModel(backbone, modified_modules=["query"])
+
+
+def test_a_merged_copy_has_the_forward_of_its_class_after_trainers_put_theirs_on_the_backbone():
+    backbone = bert()
+    delta = LoraModel(backbone)
+    stir(delta)
+    expected = logits_of(merged_copy(backbone))
+    backbone._original_forward = backbone.forward  # as accelerate wraps a model for mixed precision
+    backbone.forward = MethodType(torch.autocast("cpu", torch.bfloat16)(backbone.forward.__func__), backbone)
+
+    def fused(self, **inputs):
+        raise AssertionError
+
+    fused.__module__ = "trl.trainer.utils"
+    backbone.classifier.forward = MethodType(fused, backbone.classifier)
+    twin = merged_copy(backbone)
+    assert torch.equal(logits_of(twin), expected)
+    assert not any("forward" in module.__dict__ for module in twin.modules())
+    assert "_original_forward" in backbone.__dict__
+
+
+def test_a_backbone_of_which_a_copy_would_run_the_original_has_no_merged_copy():
+    backbone = bert()
+    LoraModel(backbone)
+    head = backbone.classifier
+    head.forward = lambda hidden: torch.nn.functional.linear(hidden, head.weight, head.bias)
+    with pytest.raises(
+        MergeError, match=r"forward of classifier was replaced by .*, which holds a module of the backbone"
+    ):
+        merged_copy(backbone)
+    own = head.forward
+    head.forward = lambda hidden: hidden + 1  # holds nothing
+    assert torch.equal(logits_of(merged_copy(backbone)), logits_of(backbone))
+    assert own is not head.forward
+
+
+@pytest.mark.parametrize(
+    "merge", [LoraModel.merge, lambda delta: merged_copy(delta.backbone_model)], ids=["merge", "copy"]
+)
+def test_a_backbone_that_zero_3_has_partitioned_is_not_merged_into(merge):
+    backbone = bert()
+    delta = LoraModel(backbone)
+    backbone.classifier.weight.ds_id = 7
+    with pytest.raises(MergeError, match=r"classifier\.weight is partitioned by DeepSpeed ZeRO-3"):
+        merge(delta)

@@ -1,5 +1,6 @@
 """A backbone as a policy: its delta off for a block, its reference, and its tensors by the names of others."""
 
+import copy
 import threading
 from functools import partial
 
@@ -217,3 +218,18 @@ def test_named_tensors_are_refused_where_there_are_none(policy):
     scaled.detach()
     with pytest.raises(MergeError, match="is detached"):
         scaled.named_tensors("merged")
+
+
+def test_a_copy_made_in_a_block_stays_off_until_its_own_handle_attaches_it(policy):
+    backbone, _, delta = policy
+    stir(delta)
+    found = logits_of(backbone)
+    with delta.off():
+        bare = logits_of(backbone)
+        twin = copy.deepcopy(backbone)
+    assert torch.equal(logits_of(backbone), found)
+    assert torch.equal(logits_of(twin), bare)
+    copied = deltas_of(twin)[delta.name]
+    assert not copied.attached
+    copied.attach()
+    assert torch.equal(logits_of(twin), found)

@@ -1,5 +1,6 @@
 import copy
 import json
+import pickle
 import threading
 
 import pytest
@@ -240,3 +241,23 @@ def test_a_merge_inside_a_scaled_block_is_refused():
 
     assert not delta.merged
     assert torch.equal(logits_of(backbone), full)
+
+
+@pytest.mark.parametrize(
+    "remake", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["copy", "pickle"]
+)
+def test_a_copy_made_in_a_scaled_block_is_saved_as_it_acts(remake, tmp_path):
+    backbone, delta, _, full = trained(METHODS["adapter"])
+    with delta.scaled(0.5):
+        half = logits_of(backbone)
+        twin = remake(backbone)
+    assert torch.equal(logits_of(backbone), full)
+    assert torch.equal(logits_of(twin), half)
+    (copied,) = deltahub.deltas_of(twin).values()
+    assert copied.strength == 0.5
+    copied.save_finetuned(tmp_path)
+    fresh = gpt2()
+    AutoDeltaModel.from_finetuned(tmp_path, fresh)
+    assert torch.equal(logits_of(fresh), half)
+    copied.scale(1)
+    assert torch.equal(logits_of(twin), full)
