@@ -143,17 +143,17 @@ def _free_name(target: Registry, document: ReferenceDocument) -> None:
     mine = target.stored(document.name)
     if made_anew(document) and mine and mine.moved_to and known_as(target, document) is None:
         stored = target.store.read_tagged(ref_key(document.name))
-        target.store.swap(ref_key(document.name), document.to_bytes(), stored[1] if stored else None)
+        target.swap_document(document, stored[1] if stored else None)
 
 
 def _copy_name(target: Registry, mine: ReferenceDocument, document: ReferenceDocument) -> bool:
     """Copy a redirect; it never replaces a delta with versions here."""
     if mine.moved_to == document.moved_to:
-        target.store.settle([ref_key(mine.name)])
+        target.settle([mine])
         return False
     if mine.versions or mine.removed or mine.moved_to:
         raise ConflictError(f"The name {mine.name}", mine.moved_to or "a delta", document.moved_to or "a delta")
-    target.store.swap(ref_key(mine.name), document.to_bytes(), None)
+    target.swap_document(document, None)
     return True
 
 

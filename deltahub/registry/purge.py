@@ -51,7 +51,7 @@ def reuse_name(registry: Registry, path: DeltaPath, time: str) -> None:
     if stored is None or document is None or renamed is None or not document.moved_to:
         raise ConflictError(f"The name {path}", "an old name", "something new")
     free = replace(renamed.forgotten(time), name=path)
-    registry.store.swap(ref_key(path), free.to_bytes(), stored[1])
+    registry.swap_document(free, stored[1])
 
 
 def _forget_old_name(registry: Registry, name: str, time: str) -> None:
@@ -61,4 +61,4 @@ def _forget_old_name(registry: Registry, name: str, time: str) -> None:
     if stored and document and document.moved_to:
         rename = Move(time, NOBODY, "rename", document.moved_to, name, document.moved_to)
         with contextlib.suppress(ConflictError):  # something new with its own log has the name by now
-            registry.store.swap(ref_key(name), replace(document, log=(rename,)).to_bytes(), stored[1])
+            registry.swap_document(replace(document, log=(rename,)), stored[1])

@@ -2,8 +2,9 @@
 
     objects/sha256/<2>/<62>           files and manifests, immutable and shared by all deltas
     refs/<namespace>/<name>.json      the reference document of each delta
+    journal/                          in a bucket: what changed, for searches; deleting it loses nothing
 
-A push writes the objects, then swaps the document; a reader goes the other way, checks every byte and takes no lock. An
+A push writes the objects, swaps the document, and adds an entry to the journal; a reader goes the other way, checks every byte and takes no lock. An
 interruption leaves at most unreferenced objects.
 
 During a rename, or after an interrupted one, the delta is stored under both names. First its old document records the move, then
@@ -15,8 +16,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Final, Self
@@ -37,6 +39,7 @@ from deltahub.registry.actor import Actor
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Version
 from deltahub.registry.gc_state import spare, store_spared
+from deltahub.registry.journal.entries import record
 from deltahub.stores.base import Progress, Source, Store, Swap, object_key
 from deltahub.stores.retry import SwapRetry
 from deltahub.stores.threads import map_concurrently
@@ -44,6 +47,7 @@ from deltahub.text.suggestions import closest, mistyped
 
 REFS: Final = "refs/"
 _SUFFIX: Final = ".json"
+_RECENT: Final = timedelta(days=1)  # longer than the time between two full listings of a registry with a journal
 _HOPS: Final = 16  # from name to name, for what was renamed more than once
 
 
@@ -100,6 +104,14 @@ def is_copy(document: ReferenceDocument, original: ReferenceDocument | None) -> 
         original: the document under the name that `came_from` returns.
     """
     return original is not None and original.moving is not None and original.renamed()[0] == document
+
+
+def _is_recent(document: ReferenceDocument) -> bool:
+    """Check whether a document changed in the last day, or by a clock that is ahead."""
+    try:
+        return not document.log or not stamps.is_due(document.log[-1].time, stamps.now(), _RECENT)
+    except (ValueError, TypeError):
+        return True
 
 
 class Registry:
@@ -317,10 +329,10 @@ class Registry:
                 document = ReferenceDocument(path)
             changed = self._made(document, change)
             if changed == document:
-                self.store.settle([ref_key(document.name)])
+                self.settle([document])
                 return document
             with retry:
-                self.store.swap(ref_key(document.name), changed.to_bytes(), etag)
+                self.swap_document(changed, etag)
                 return changed
 
     def _made(self, document: ReferenceDocument, change: Change) -> ReferenceDocument:
@@ -333,12 +345,33 @@ class Registry:
         if not request:
             return change(document)
         if any(move.request == request for move in document.log):
+            self.settle([document])  # the process that made it may have been killed before it was findable
             raise AlreadyMadeError(document)
         changed = change(document)
         known = len(document.log)
         return replace(
             changed, log=(*changed.log[:known], *(replace(move, request=request) for move in changed.log[known:]))
         )
+
+    def swap_document(self, document: ReferenceDocument, etag: str | None) -> None:
+        """Swap the document stored under its name, and journal the change; on return both are durable.
+
+        Args:
+            etag: see `Store.swap`.
+
+        Raises:
+            ConflictError: the stored document has another etag. Nothing was changed.
+        """
+        self.store.swap(ref_key(document.name), document.to_bytes(), etag)
+        record(self.store, [document.name])
+
+    def settle(self, documents: Sequence[ReferenceDocument]) -> None:
+        """Make documents durable, and journal recent changes: their writer may have been killed before it did so.
+
+        Older changes without an entry have been found by a full listing: see `deltahub.registry.search.from_journal`.
+        """
+        self.store.settle([ref_key(document.name) for document in documents])
+        record(self.store, [document.name for document in documents if _is_recent(document)])
 
     def settled(self, path: str) -> tuple[ReferenceDocument | None, str | None]:
         """Finish any pending rename, then read the document like `read`; no other change may come first."""
@@ -360,9 +393,12 @@ class Registry:
         with contextlib.suppress(ConflictError):
             self.store.swap(key, data, document.moving.over)
         there = self.store.read_tagged(key)
-        outcome = left if there and there[0] == data else replace(document, moving=None)
+        outcome = replace(document, moving=None)
+        if there and there[0] == data:
+            record(self.store, [moved.name])  # also for another process that was killed before it did so
+            outcome = left
         with contextlib.suppress(ConflictError):
-            self.store.swap(ref_key(document.name), outcome.to_bytes(), etag)
+            self.swap_document(outcome, etag)
 
     def update_all(self, changes: Mapping[DeltaPath, Change]) -> dict[DeltaPath, Outcome[ReferenceDocument]]:
         """Change many documents at once like `update`; missing ones are created.
@@ -379,7 +415,7 @@ class Registry:
         done: dict[DeltaPath, Outcome[ReferenceDocument]] = {}
         made: dict[DeltaPath, ReferenceDocument] = {}
         swaps: list[Swap] = []
-        same: list[str] = []
+        same: list[ReferenceDocument] = []
         read = map_concurrently(lambda path: outcome(lambda: self.settled(path)), changes, self.store.at_once)
         for (path, change), current in zip(changes.items(), read, strict=True):
             if isinstance(current, DeltaHubError):
@@ -389,12 +425,17 @@ class Registry:
             changed = outcome(partial(change, document))
             if isinstance(changed, DeltaHubError) or changed == document:
                 done[path] = changed
-                same += [ref_key(document.name)] if current[1] else []
+                same += [document] if current[1] else []
                 continue
             made[path] = changed
             swaps.append(Swap(ref_key(document.name), changed.to_bytes(), current[1]))
-        self.store.settle(same)
-        for (path, document), swapped in zip(made.items(), self.store.swap_all(swaps), strict=True):
+        self.settle(same)
+        results = self.store.swap_all(swaps)
+        record(
+            self.store,
+            [document.name for document, result in zip(made.values(), results, strict=True) if isinstance(result, str)],
+        )
+        for (path, document), swapped in zip(made.items(), results, strict=True):
             done[path] = document if isinstance(swapped, str) else swapped
             if isinstance(swapped, ConflictError):  # a lost race
                 done[path] = outcome(partial(self.update, path, changes[path], may_create=True))

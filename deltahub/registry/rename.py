@@ -15,6 +15,7 @@ from deltahub.registry.case_collisions import refuse_twin
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Move, Moving
 from deltahub.registry.hub_records import REPOSITORIES, repository_key
+from deltahub.registry.journal.entries import record
 from deltahub.registry.registry import Registry, ref_key
 from deltahub.stores.retry import SwapRetry
 
@@ -46,12 +47,13 @@ def rename(
         done = decided and document.log[decided[0] : decided[0] + 1] == decided[1:]
         if done or document.name == new.path:  # it may have changed or been renamed again since
             registry.store.settle([ref_key(old.path), ref_key(new.path)])
+            record(registry.store, [old.path, new.path])
             return document
         try:
             with retry:
                 moving = Moving(new.path, _free(registry, new.path, document), *(stamp or registry.stamp()))
                 _carry_record(registry, document.name, new.path, back=moving.over is not None)
-                registry.store.swap(ref_key(document.name), replace(document, moving=moving).to_bytes(), etag)
+                registry.swap_document(replace(document, moving=moving), etag)
                 decided = len(document.log), replace(document, moving=moving).renamed()[0].log[-1]
         except InUseError:
             if registry.settled(old.path)[1] == etag:

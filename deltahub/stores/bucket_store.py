@@ -163,14 +163,14 @@ class BucketStore:
             raise NotFoundError(key, (self.url,)) from error
 
     def keys(self, prefix: str) -> Iterator[tuple[str, str]]:
-        """Iterate over the keys that start with `prefix`, sorted; a key's stamp is its ETag and modification time."""
+        """Iterate over the keys that start with `prefix`, sorted; a key's stamp is its ETag, or else its modification time."""
 
         def listed() -> list[tuple[str, str]]:
             client = self._reader
             with self._reading():  # a server lists whole folders
                 batches = client.list(prefix.rpartition("/")[0] or None, chunk_size=1000)
                 return sorted(
-                    (meta["path"], f"{meta['e_tag']}-{meta['last_modified'].timestamp()}")
+                    (meta["path"], meta["e_tag"] or str(meta["last_modified"].timestamp()))
                     for batch in batches
                     for meta in batch
                 )

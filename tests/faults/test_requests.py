@@ -12,13 +12,16 @@ import obstore
 import pytest
 
 from deltahub.errors import StorageError
+from deltahub.registry.journal.snapshot import HEAD
 from deltahub.registry.registry import Registry
+from deltahub.registry.search.conditions import Search
+from deltahub.registry.search.index import Index
 from deltahub.stores.bucket import Bucket
 from deltahub.stores.bucket_clients import connect
 from deltahub.stores.bucket_store import BucketStore
 from deltahub.stores.memory import MemoryStore
 from deltahub.stores.probe import refuse_weak
-from tests.faults.actions import ACTIONS, between, damage_of, state_of
+from tests.faults.actions import ACTIONS, State, between, damage_of, state_of
 from tests.s3_proxy import Exchange, Fault, Proxy, lose, proxied, reset
 from tests.s3_servers import QUICK
 
@@ -62,7 +65,7 @@ def filled(world) -> MemoryStore:
 def fill(bucket: Bucket, filled: MemoryStore) -> Registry:
     """Put it into a bucket."""
     client = connect(bucket, QUICK)[1]
-    for key, _ in filled.keys(""):
+    for key in (key for key, _ in filled.keys("") if not key.startswith("journal/")):
         obstore.put(client, key, filled.read(key), use_multipart=False)
     return Registry(BucketStore(bucket, QUICK))
 
@@ -75,6 +78,13 @@ def behind(proxy: Proxy, outage: Outage, bucket: Bucket) -> Registry:
     return Registry(store)
 
 
+def listed_in(state: State) -> set[tuple]:
+    """What a list says of a state."""
+    documents = [document for document in state.values() if document.versions]
+    newest = [(it, it.latest, it.versions[it.latest]) for it in documents]
+    return {(it.name, version, *entry.tags, *it.aliases.items()) for it, version, entry in newest}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("action", "carried_out"),
@@ -82,9 +92,16 @@ def behind(proxy: Proxy, outage: Outage, bucket: Bucket) -> Registry:
     ids=lambda value: value if isinstance(value, str) else "carried out" if value else "not carried out",
 )
 def test_a_connection_lost_at_any_request_leaves_the_old_state_or_the_new_one(
-    s3, proxy, world, filled, action, carried_out
+    s3, proxy, world, filled, action, carried_out, tmp_path, monkeypatch
 ):
+    """What is acknowledged is also found by a reader of the journal that had searched before."""
+    monkeypatch.setattr("deltahub.registry.search.from_journal.SMALL", 0)
     act = ACTIONS[action]
+    indexes = (tmp_path / f"{number}.sqlite3" for number in itertools.count())
+
+    def found_by(index):
+        assert index.registry.store.read_tagged(HEAD)
+        return {(line.name, line.version, *line.tags, *line.aliases.items()) for line in index.search(Search())[0]}
 
     def prepare(outage):
         bucket = s3.bucket()
@@ -99,7 +116,9 @@ def test_a_connection_lost_at_any_request_leaves_the_old_state_or_the_new_one(
     refused = 0
     for request in range(1, outage.count + 1):
         registry, cut_off = prepare(Outage(request, carried_out))
-        done = False
+        index, done = Index(next(indexes), registry), False
+        if reads := action != "gc":  # which changes no document
+            index.refresh()
         try:
             act(cut_off, world)
             done = True
@@ -112,6 +131,8 @@ def test_a_connection_lost_at_any_request_leaves_the_old_state_or_the_new_one(
             act(registry, world)
             assert state_of(registry) == after, request
             assert not damage_of(registry), request
+            done = True
+        assert not (done and reads) or found_by(index) == listed_in(after), request
     assert refused
 
 
@@ -121,7 +142,10 @@ from pathlib import Path
 from deltahub.checkpoint import checkpoint
 from deltahub.reference import Reference
 from deltahub.registry.publish import Publication, publish
+from deltahub.registry.journal.snapshot import HEAD
 from deltahub.registry.registry import Registry
+from deltahub.registry.search.conditions import Search
+from deltahub.registry.search.index import Index
 from deltahub.stores.bucket import Bucket
 from deltahub.stores.bucket_store import BucketStore
 name, prefix, endpoint, folder = sys.argv[1:]

@@ -16,8 +16,9 @@ from typing import Any, Final, Self
 from deltahub.checkpoint.backbone_fit import Tensors
 from deltahub.errors import ConfigError
 from deltahub.files.documents import parse
-from deltahub.registry.search.refresh import Told
-from deltahub.registry.search.tables import has_trigrams, searchable
+from deltahub.registry.search.entry import searchable
+from deltahub.registry.search.read_documents import Told
+from deltahub.registry.search.tables import has_trigrams
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.@/ -]{0,62}[A-Za-z0-9_.@/-])?")
 _METRIC: Final = re.compile(rf"({_NAME.pattern})\s*(>=|<=|!=|==|=|>|<)\s*(\S+)")

@@ -9,7 +9,7 @@ import contextlib
 import hashlib
 import json
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
@@ -21,8 +21,10 @@ from deltahub.files.permissions import inherit_permissions, make_folder, make_ro
 from deltahub.reference import Digest
 from deltahub.registry.registry import Registry
 from deltahub.registry.search.conditions import INDEXED, Part, Search, Value, fewest, ids, joined, order, parts
-from deltahub.registry.search.refresh import Told, refresh
-from deltahub.registry.search.tables import connect
+from deltahub.registry.search.entry import CatalogueEntry
+from deltahub.registry.search.read_documents import Told
+from deltahub.registry.search.refresh import refresh
+from deltahub.registry.search.tables import SqliteTables, connect
 from deltahub.stores.base import object_key
 from deltahub.stores.threads import map_concurrently
 
@@ -110,7 +112,7 @@ class Index:
             chosen = database.execute(page, [*values, *place]).fetchall()
             one_row = "SELECT row, record FROM deltas JOIN rows USING (id) WHERE id = ?"
             rows = [database.execute(one_row, row_id).fetchone() for row_id in chosen]
-            return [_listed(row, decided.get(record)) for row, record in rows], total
+            return [listed(json.loads(row), decided.get(record)) for row, record in rows], total
 
         return self.read(ask, search.report)
 
@@ -161,10 +163,25 @@ class Index:
             if new:
                 inherit_permissions(folder, [self.path])
             with database:
-                refresh(database, self.registry, report)
+                upkeep = refresh(SqliteTables(database), self.registry, report)
+            if upkeep:
+                with database:
+                    upkeep()
             return ask(database)
 
 
-def _listed(row: str, fit: Difference | None) -> Listed:
-    document = json.loads(row)
-    return Listed(**{**document, "digest": Digest(document["digest"]), "tags": tuple(document["tags"])}, fit=fit)
+def listed(row: Mapping[str, Any], fit: Difference | None) -> Listed:
+    """Return the line of a list for a delta, stored as by `CatalogueEntry.to_dict`."""
+    entry = CatalogueEntry.from_dict(row)
+    newest = entry.newest
+    return Listed(
+        entry.name,
+        entry.version,
+        newest.digest,
+        newest.tags,
+        dict(entry.aliases),
+        newest.time,
+        newest.author,
+        dict(newest.summary),
+        fit,
+    )

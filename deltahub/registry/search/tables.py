@@ -9,19 +9,16 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import re
 import sqlite3
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from deltahub.checkpoint.foreign import FORMATS as FOREIGN
-from deltahub.registry.document import ReferenceDocument
-from deltahub.registry.entries import Version, option_words
+from deltahub.registry.search.entry import CatalogueEntry
+from deltahub.stores.folder_stamps import FolderStamp
 from deltahub.stores.retry import INDEX_TIMEOUT
 
-_VERSION: Final = 10  # of the tables below; the next number is for them without FTS5
-_NUMBER: Final = re.compile(r"[+-]?[0-9]{1,15}(\.[0-9]{1,15})?")  # the value of a tag that counts as a metric
+_VERSION: Final = 12  # of the tables below; the next number is for them without FTS5
 _PAGES: Final = 65_536  # kB of page cache; a smaller one makes SQLite write and read pages over and over
 _TRIGRAMS: Final = (
     "CREATE VIRTUAL TABLE trigrams USING "
@@ -29,6 +26,7 @@ _TRIGRAMS: Final = (
 )
 _TABLES: Final = """
 CREATE TABLE folders (folder TEXT PRIMARY KEY, stamp TEXT NOT NULL, seen REAL NOT NULL, settled REAL) WITHOUT ROWID;
+CREATE TABLE state (id INTEGER PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE documents (key TEXT PRIMARY KEY, stamp TEXT NOT NULL, id INTEGER) WITHOUT ROWID;
 CREATE TABLE deltas (
     id INTEGER PRIMARY KEY, name TEXT NOT NULL, namespace TEXT NOT NULL, time TEXT NOT NULL, author TEXT,
@@ -97,104 +95,93 @@ def _make(database: sqlite3.Connection, version: int) -> None:
         database.execute(statement)
 
 
-def forget(database: sqlite3.Connection, keys: Collection[str]) -> None:
-    """Remove documents and their deltas from the index."""
-    key_list = json.dumps(list(keys))
-    ids = "SELECT id FROM documents WHERE key IN (SELECT value FROM json_each(?))"
-    if has_trigrams():  # an external-content table needs explicit deletes
-        delete = (
-            f"INSERT INTO trigrams (trigrams, rowid, words) SELECT 'delete', id, words FROM texts WHERE id IN ({ids})"  # noqa: S608
-        )
-        database.execute(delete, [key_list])
-    for table in ("deltas", "rows", "texts", "tags", "metrics"):
-        database.execute(f"DELETE FROM {table} WHERE id IN ({ids})", [key_list])  # noqa: S608
-    database.execute("DELETE FROM documents WHERE key IN (SELECT value FROM json_each(?))", [key_list])
-
-
-def remember(
-    database: sqlite3.Connection, key: str, stamp: str, document: ReferenceDocument, record: str | None
-) -> None:
-    """Put a document into the index; one without versions, removed or renamed, has no delta.
+class SqliteTables:
+    """The contents of an index: see `deltahub.registry.search.contents.Contents`.
 
     Args:
-        key: the key of the document, which is not in the index.
-        record: the sha256 of the newest version's `backbone.json`.
+        database: an open index.
     """
-    delta = None
-    if document.versions:
-        delta = _delta(database, document, record)
-    database.execute("INSERT INTO documents VALUES (?, ?, ?)", (key, stamp, delta))
 
+    def __init__(self, database: sqlite3.Connection) -> None:
+        self.database = database
 
-def _delta(database: sqlite3.Connection, document: ReferenceDocument, record: str | None) -> int | None:
-    version = document.latest
-    entry, summary = document.versions[version], document.versions[version].summary
-    row = {
-        "name": document.name,
-        "version": version,
-        "digest": entry.digest,
-        "tags": list(entry.tags),
-        "aliases": dict(document.aliases),
-        "time": entry.time,
-        "author": entry.author,
-        "summary": dict(summary),
-    }
-    delta_type = _text(summary.get("delta_type"))
-    method = delta_type.rpartition(" ")[2] if delta_type and summary.get("format") in FOREIGN else delta_type
-    keys = ("backbone_checkpoint_name", "backbone_hash", "backbone_class")
-    backbone, fingerprint, model = (_text(summary.get(key)) for key in keys)
-    texts = filter(None, (delta_type, model, backbone, *option_words(summary)))
-    words = " ".join([document.name, *entry.tags, *texts, entry.message, _text(summary.get("description")) or ""])
-    numbers = [_whole(summary.get(key)) for key in ("size", "parameters")]
-    values = (
-        document.name,
-        document.name.namespace,
-        entry.time,
-        entry.author,
-        method,
-        backbone,
-        fingerprint,
-        record,
-    )
-    insert = f"INSERT INTO deltas VALUES (NULL{', ?' * 11})"  # noqa: S608
-    delta = database.execute(insert, (*values, *numbers, len(document.versions))).lastrowid
-    database.execute("INSERT INTO rows VALUES (?, ?)", (delta, json.dumps(row)))
-    for table in ("texts (id, words)", *(["trigrams (rowid, words)"] if has_trigrams() else [])):
-        database.execute(f"INSERT INTO {table} VALUES (?, ?)", (delta, searchable(words)))  # noqa: S608
-    database.executemany("INSERT INTO tags VALUES (?, ?)", [(tag, delta) for tag in set(entry.tags)])
-    numbered = {str(name): _real(value) for name, value in _metrics(entry).items()}
-    database.executemany(
-        "INSERT INTO metrics VALUES (?, ?, ?)",
-        [(name, delta, value) for name, value in numbered.items() if value is not None],
-    )
-    return delta
+    def commits(self) -> int:
+        """Return a number that changes when another connection writes the index."""
+        version: int = self.database.execute("PRAGMA data_version").fetchone()[0]
+        return version
 
+    def lock(self) -> None:
+        """Keep other processes from writing until the caller commits."""
+        self.database.execute("BEGIN IMMEDIATE")
 
-def _metrics(entry: Version) -> dict[str, Any]:
-    """Return the metrics of a version; a tag whose value is a number, such as ``accuracy=0.93``, counts as one."""
-    pairs = (tag.partition("=") for tag in entry.tags)
-    tagged = {key: float(value) for key, equals, value in pairs if equals and _NUMBER.fullmatch(value)}
-    metrics = entry.summary.get("metrics")
-    return {**tagged, **(metrics if isinstance(metrics, dict) else {})}
+    def folders(self) -> dict[str, FolderStamp]:
+        """Return the state of each folder."""
+        rows = self.database.execute("SELECT folder, stamp, seen, settled FROM folders")
+        return {folder: FolderStamp(*state) for folder, *state in rows}
 
+    def set_folder(self, folder: str, state: FolderStamp | None) -> None:
+        """Store the state of a folder; None forgets it."""
+        if state is None:
+            self.database.execute("DELETE FROM folders WHERE folder = ?", (folder,))
+        else:
+            row = (folder, state.stamp, state.seen, state.settled)
+            self.database.execute("REPLACE INTO folders VALUES (?, ?, ?, ?)", row)
 
-def searchable(text: str) -> str:
-    """Return a text as search compares it: in lower case, with '?' for each character that UTF-8 cannot encode."""
-    return text.lower().replace("\0", " ").encode(errors="replace").decode()
+    def state(self) -> str | None:
+        """Return what the reader of a journal stored."""
+        row = self.database.execute("SELECT value FROM state").fetchone()
+        return row[0] if row else None
 
+    def set_state(self, value: str) -> None:
+        """Store what the reader of a journal needs next time."""
+        self.database.execute("REPLACE INTO state VALUES (1, ?)", (value,))
 
-def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) and value else None
+    def stamps(self, folder: str) -> dict[str, str]:
+        """Return the documents below a folder with their stamps."""
+        after = f"{folder[:-1]}0"  # "0" is the character after "/"
+        return dict(
+            self.database.execute("SELECT key, stamp FROM documents WHERE key > ? AND key < ?", (folder, after))
+        )
 
+    def count(self) -> int:
+        """Return the number of documents."""
+        count: int = self.database.execute("SELECT count(*) FROM documents").fetchone()[0]
+        return count
 
-def _whole(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63 else None
+    def entries(self, keys: Collection[str] | None = None) -> Iterator[tuple[str, str, Mapping[str, Any] | None]]:
+        """Iterate over documents with their stamps and entries."""
+        rows, values = "SELECT key, stamp, row FROM documents LEFT JOIN rows USING (id)", list[str]()
+        if keys is not None:
+            rows, values = rows + " WHERE key IN (SELECT value FROM json_each(?))", [json.dumps(list(keys))]  # noqa: S608
+        found = self.database.execute(rows, values)
+        for key, stamp, row in found:
+            yield key, stamp, json.loads(row) if row else None
 
+    def forget(self, keys: Collection[str]) -> None:
+        """Remove documents and their deltas from the index."""
+        key_list = json.dumps(list(keys))
+        ids = "SELECT id FROM documents WHERE key IN (SELECT value FROM json_each(?))"
+        if has_trigrams():  # an external-content table needs explicit deletes
+            delete = f"INSERT INTO trigrams (trigrams, rowid, words) SELECT 'delete', id, words FROM texts WHERE id IN ({ids})"  # noqa: S608
+            self.database.execute(delete, [key_list])
+        for table in ("deltas", "rows", "texts", "tags", "metrics"):
+            self.database.execute(f"DELETE FROM {table} WHERE id IN ({ids})", [key_list])  # noqa: S608
+        self.database.execute("DELETE FROM documents WHERE key IN (SELECT value FROM json_each(?))", [key_list])
 
-def _real(value: Any) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        return float(value)
-    except OverflowError:
-        return None
+    def remember(self, key: str, stamp: str, entry: CatalogueEntry | None) -> None:
+        """Put a document into the index, which does not have it."""
+        delta = self._add(entry) if entry else None
+        self.database.execute("INSERT INTO documents VALUES (?, ?, ?)", (key, stamp, delta))
+
+    def _add(self, entry: CatalogueEntry) -> int | None:
+        database, columns, words = self.database, entry.columns, entry.words
+        names, places = ", ".join(columns), ", ".join("?" * len(columns))
+        insert = f"INSERT INTO deltas ({names}) VALUES ({places})"  # noqa: S608  (names of `CatalogueEntry.columns`)
+        delta = database.execute(insert, [*columns.values()]).lastrowid
+        database.execute("INSERT INTO rows VALUES (?, ?)", (delta, json.dumps(entry.to_dict())))
+        for table in ("texts (id, words)", *(["trigrams (rowid, words)"] if has_trigrams() else [])):
+            database.execute(f"INSERT INTO {table} VALUES (?, ?)", (delta, words))  # noqa: S608
+        database.executemany("INSERT INTO tags VALUES (?, ?)", [(tag, delta) for tag in set(entry.newest.tags)])
+        numbers = [(name, delta, value) for name, value in entry.metrics.items()]
+        database.executemany("INSERT INTO metrics VALUES (?, ?, ?)", numbers)
+        return delta

@@ -10,7 +10,7 @@ import pytest
 
 from deltahub.registry.edits import set_tags
 from deltahub.registry.registry import Registry
-from deltahub.registry.search import refresh, tables
+from deltahub.registry.search import read_documents, refresh, tables
 from deltahub.registry.search.conditions import Search
 from deltahub.registry.search.index import Index
 
@@ -62,7 +62,7 @@ def test_while_they_are_listed_the_number_of_deltas_grows(full, tmp_path, monkey
 
 @pytest.mark.parametrize(("many", "said"), [(3, ["Reading 3 deltas of {} into the search index"]), (4, [])])
 def test_many_deltas_to_read_are_logged(full, tmp_path, monkeypatch, caplog, many, said):
-    monkeypatch.setattr(refresh, "MANY", many)
+    monkeypatch.setattr(read_documents, "MANY", many)
     caplog.set_level(logging.INFO, "deltahub")
     names(Index(tmp_path / "index.sqlite3", full))
     assert [line.message.partition(";")[0] for line in caplog.records] == [text.format(full.place) for text in said]

@@ -7,9 +7,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from deltahub.reference import DeltaPath, Digest
-from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Version
-from deltahub.registry.search import conditions, tables
+from deltahub.registry.search import conditions, entry, tables
 from deltahub.registry.search.conditions import Query
 
 TEXTS = st.text(st.sampled_from("abcAB\u00e9\u4e2d\U0001f600 -_%*\"'\0\u0130\u00df"), max_size=12)
@@ -18,8 +17,9 @@ TEXTS = st.text(st.sampled_from("abcAB\u00e9\u4e2d\U0001f600 -_%*\"'\0\u0130\u00
 def found(message: str, text: str, *, frequent: bool = False) -> bool:
     """Whether a search for a text finds a delta with this message."""
     database = tables.connect(":memory:")
-    entry = Version(Digest("sha256:" + "0" * 64), "2026-01-02T03:04:05Z", "ada", message)
-    tables.remember(database, "refs/q/q.json", "1", ReferenceDocument(DeltaPath("q/q"), {"v1": entry}), None)
+    version = Version(Digest("sha256:" + "0" * 64), "2026-01-02T03:04:05Z", "ada", message)
+    delta = entry.CatalogueEntry(DeltaPath("q/q"), "v1", version, {}, 1, None)
+    tables.SqliteTables(database).remember("refs/q/q.json", "1", delta)
     asked = conditions.parts(Query(text))
     where, values = conditions.joined(asked, None if frequent else conditions.fewest(database, asked))
     (count,) = database.execute(f"SELECT count(*) FROM deltas WHERE {where}", values).fetchone()
@@ -32,8 +32,8 @@ def found(message: str, text: str, *, frequent: bool = False) -> bool:
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(message=TEXTS, text=TEXTS)
 def test_trigrams_find_the_same_as_a_full_scan(monkeypatch, message, text):
-    words = tables.searchable(f"q/q {message}")
-    expected = all(word in words for word in tables.searchable(text).split())
+    words = entry.searchable(f"q/q {message}")
+    expected = all(word in words for word in entry.searchable(text).split())
     assert found(message, text) == expected
     assert found(message, text, frequent=True) == expected
     with monkeypatch.context() as patch:
