@@ -8,10 +8,29 @@ from deltahub.checkpoint.config import known_types
 from deltahub.checkpoint.description import fixed_values
 from deltahub.errors import ConfigError
 from deltahub.testing import DeltaContract
-from tests.backbones import bert, untouched
+from tests.backbones import BACKBONES, bert, untouched
+from tests.grids import in_turn
+
+FOR_EACH_BACKBONE = [
+    name for name, test in vars(DeltaContract).items() if "backbone" in getattr(test, "__annotations__", ())
+]
 
 
-class TestLora(DeltaContract):
+class Contract(DeltaContract):
+    """The contract on BERT and one other backbone, another for each test, so that every type meets all of them."""
+
+    @pytest.fixture
+    def backbone(self, request):
+        return BACKBONES[request.param]()
+
+    def pytest_generate_tests(self, metafunc):
+        if "backbone" in metafunc.fixturenames:
+            place = FOR_EACH_BACKBONE.index(metafunc.function.__name__) + known_types().index(self.delta_type)
+            suited = sorted(BACKBONES.keys() - self.unsuited.keys())
+            metafunc.parametrize("backbone", in_turn(suited, place, always=["bert"]), indirect=True)
+
+
+class TestLora(Contract):
     delta_type = "lora"
     options = {"lora_r": 2}
     parameters = 2 * 2 * (2 * 16 + 16 * 2)  # layers * (q, v) * (A + B)
@@ -19,7 +38,7 @@ class TestLora(DeltaContract):
     mergeable = True
 
 
-class TestAdaLora(DeltaContract):
+class TestAdaLora(Contract):
     delta_type = "adalora"
     options = {
         "init_r": 3,
@@ -31,7 +50,7 @@ class TestAdaLora(DeltaContract):
     mergeable = True
 
 
-class TestVera(DeltaContract):
+class TestVera(Contract):
     delta_type = "vera"
     options = {"r": 3}
     parameters = 2 * 2 * (3 + 16)  # layers * (q, v) * (d + b)
@@ -39,61 +58,61 @@ class TestVera(DeltaContract):
     mergeable = True
 
 
-class TestAdapter(DeltaContract):
+class TestAdapter(Contract):
     delta_type = "adapter"
     options = {"bottleneck_dim": 3}
     parameters = 2 * 2 * (16 * 3 + 3 + 3 * 16 + 16)  # layers * (attention, feed-forward) * (down + up)
     change_at_start = 0.05
 
 
-class TestParallelAdapter(DeltaContract):
+class TestParallelAdapter(Contract):
     delta_type = "parallel_adapter"
     options = {"bottleneck_dim": 3}
     parameters = 2 * 2 * (16 * 3 + 3 + 3 * 16 + 16)  # the same beside both
     change_at_start = 0.05
 
 
-class TestLowRankAdapter(DeltaContract):
+class TestLowRankAdapter(Contract):
     delta_type = "low_rank_adapter"
     options = {"reduction_factor": 4}
     parameters = 2 * 2 * (16 + 4 + 4 + 4 + 16 + 16)  # layers * 2 * (left, right, bias of both ways)
 
 
-class TestCompacter(DeltaContract):
+class TestCompacter(Contract):
     delta_type = "compacter"
     options = {"reduction_factor": 4, "hypercomplex_division": 2}
     parameters = 2 * 2 * (2 * 2**3 + 2 * (8 + 2) + 4 + 2 * (2 + 8) + 16)  # layers * 2 * (rules, down + bias, up + bias)
     change_at_start = 0.5
 
 
-class TestIA3(DeltaContract):
+class TestIA3(Contract):
     delta_type = "ia3"
     parameters = 2 * (16 + 16 + 24)  # layers * (k, v, inner feed-forward)
     change_at_start = 0
     mergeable = True
 
 
-class TestLayerNorm(DeltaContract):
+class TestLayerNorm(Contract):
     delta_type = "layer_norm"
     parameters = 2 * 2 * 2 * 16  # layers * 2 * (scale, shift)
     change_at_start = 0
     mergeable = True
 
 
-class TestBitFit(DeltaContract):
+class TestBitFit(Contract):
     delta_type = "bitfit"
     parameters = 2 * (4 * 16 + 16 + 24 + 16 + 16)  # layers * (q, k, v, proj + norm + w1 + w2 + norm)
     change_at_start = 0
     mergeable = True
 
 
-class TestPrefix(DeltaContract):
+class TestPrefix(Contract):
     delta_type = "prefix"
     options = {"prefix_token_num": 3, "embed_dim": 4, "mid_dim": 5}
     parameters = 3 * 4 + 4 * 5 + 5 + (5 + 1) * (2 * 2 * 16)  # places + middle + layers * (keys, values)
 
 
-class TestWeightUpdate(DeltaContract):
+class TestWeightUpdate(Contract):
     delta_type = "weight_update"
     options = {"method": "loha", "options": {"r": 2}}
     parameters = 2 * 2 * 2 * (2 * 16 + 16 * 2)  # layers * (q, v) * both products * (A + B)
@@ -101,28 +120,28 @@ class TestWeightUpdate(DeltaContract):
     mergeable = True
 
 
-class TestReft(DeltaContract):
+class TestReft(Contract):
     delta_type = "reft"
     options = {"r": 2}
     parameters = 2 * (2 * 16 + 2 * 16 + 2)  # layers * (R + W + b)
     routable = False
 
 
-class TestInvertibleAdapter(DeltaContract):
+class TestInvertibleAdapter(Contract):
     delta_type = "invertible_adapter"
     options = {"reduction_factor": 2}
     parameters = 2 * (8 * 4 + 4 + 4 * 8 + 8)  # networks * (down + up)
     change_at_start = 0.05
 
 
-class TestUnion(DeltaContract):
+class TestUnion(Contract):
     delta_type = "union"
     options = {"parts": [{"delta_type": "lora", "lora_r": 2}, {"delta_type": "adapter", "bottleneck_dim": 3}]}
     parameters = TestLora.parameters + TestAdapter.parameters
     change_at_start = 0.05
 
 
-class TestFusion(DeltaContract):
+class TestFusion(Contract):
     delta_type = "fusion"
     options = {
         "parts": [{"delta_type": "adapter", "bottleneck_dim": 3}, {"delta_type": "adapter", "bottleneck_dim": 2}]
@@ -138,7 +157,7 @@ class TestFusion(DeltaContract):
         return delta
 
 
-class TestTokenRows(DeltaContract):
+class TestTokenRows(Contract):
     delta_type = "token_rows"
     options = {"token_indices": [34, 15, 22]}
     parameters = 3 * 16  # tokens * width
@@ -147,7 +166,7 @@ class TestTokenRows(DeltaContract):
     unsuited = {"vit": "has no table of tokens"}
 
 
-class TestSoftPrompt(DeltaContract):
+class TestSoftPrompt(Contract):
     delta_type = "soft_prompt"
     options = {"soft_token_num": 3}
     parameters = 3 * 16  # tokens * width
@@ -155,7 +174,7 @@ class TestSoftPrompt(DeltaContract):
     unsuited = {"vit": "takes no text"}
 
 
-OPTIONS = {contract.delta_type: contract.options for contract in DeltaContract.__subclasses__()}
+OPTIONS = {contract.delta_type: contract.options for contract in Contract.__subclasses__()}
 
 
 def test_every_built_in_type_has_a_contract():

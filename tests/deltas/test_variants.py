@@ -1,8 +1,6 @@
 """The options of the methods that change what they do: each is saved, loaded, detached, copied and compiled alike."""
 
 import copy
-import itertools
-import os
 import pickle
 import threading
 
@@ -12,6 +10,7 @@ import torch
 from deltahub import AutoDeltaModel, IA3Model, ParallelAdapterModel
 from deltahub.errors import ConfigError, NoMatchError, TargetError
 from tests.backbones import BACKBONES, bert, equal, forward, inputs_for, logits_of, stir, tensors_of, train, untouched
+from tests.grids import pairs
 
 COMPACTER = {"delta_type": "compacter", "reduction_factor": 4, "hypercomplex_division": 2}
 VARIANTS = {
@@ -32,14 +31,8 @@ VARIANTS = {
 }
 
 
-# Types meet every backbone in test_contract.py; an option means the same on all, so it meets two, or all with DELTAHUB_GRIDS_ALL.
-OTHERS = sorted(BACKBONES.keys() - {"bert"})
-TWO = [(variant, name) for number, variant in enumerate(VARIANTS) for name in ("bert", OTHERS[number % len(OTHERS)])]
-
-
-@pytest.mark.parametrize(
-    ("variant", "backbone"), itertools.product(VARIANTS, BACKBONES) if "DELTAHUB_GRIDS_ALL" in os.environ else TWO
-)
+# Types meet every backbone in test_contract.py; an option means the same on all, so it meets two.
+@pytest.mark.parametrize(("variant", "backbone"), pairs(VARIANTS, sorted(BACKBONES), always=["bert"]))
 def test_an_option_is_saved_loaded_and_detached_bit_for_bit(variant, backbone, tmp_path):
     model, fresh = BACKBONES[backbone](), BACKBONES[backbone]()
     before, state = logits_of(model), tensors_of(model)

@@ -1,8 +1,5 @@
 """Each row of a batch through a delta of its own: what comes out is what one forward for each delta gives."""
 
-import itertools
-import os
-
 import pytest
 import torch
 from torch import nn
@@ -10,19 +7,18 @@ from torch import nn
 from deltahub import deltas_of, route
 from tests.backbones import BACKBONES, bert, gpt2, t5, vit
 from tests.engine.crowds import ROUTED, four_rows, one_by_one, only, put_on, routed
+from tests.grids import pairs
 
 pytestmark = pytest.mark.slow  # every delta type on every family
 
 
-# Below all types share batches on several families; alone each meets BERT and another, or all with DELTAHUB_GRIDS_ALL.
-OTHERS = sorted(BACKBONES.keys() - {"bert"})
-TWO = [(kind, name) for number, kind in enumerate(ROUTED) for name in ("bert", OTHERS[number % len(OTHERS)])]
+# Below all types share batches on several families; alone each meets BERT and another.
+PAIRS = [
+    pair for pair in pairs(ROUTED, sorted(BACKBONES), always=["bert"]) if pair != ("token_rows", "vit")
+]  # no tokens
 
 
-PAIRS = itertools.product(ROUTED, BACKBONES) if "DELTAHUB_GRIDS_ALL" in os.environ else TWO
-
-
-@pytest.mark.parametrize(("kind", "family"), [pair for pair in PAIRS if pair != ("token_rows", "vit")])  # no tokens
+@pytest.mark.parametrize(("kind", "family"), PAIRS)
 def test_each_row_comes_out_as_with_its_delta_alone(kind, family):
     backbone = BACKBONES[family]()
     for seed, name in enumerate(("en", "fr", "silent")):

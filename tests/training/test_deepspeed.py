@@ -95,7 +95,7 @@ def outputs(engine: Any) -> Tensor:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that two processes left."""
+    """The folder that two processes left, which are forks of this one."""
     if not (APART / "deepspeed").is_dir():
         (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(
             "DeepSpeed is not installed: `make test` does it"
@@ -103,7 +103,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("deepspeed")
     for stage in STAGES:
         (folder / str(stage)).mkdir()
-    multiprocessing.start_processes(train_with_deepspeed, (folder,), nprocs=WORLD, start_method="spawn")
+    multiprocessing.start_processes(train_with_deepspeed, (folder,), nprocs=WORLD, start_method="fork")
     return folder
 
 

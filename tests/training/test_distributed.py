@@ -20,10 +20,9 @@ TOLERANCE = 1e-4
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What two processes left: they are started once, from one that has imported what both need, since that takes longest."""
+    """What two processes left. They are forks of this one, which has imported what both need: that takes longest."""
     folder = tmp_path_factory.mktemp("distributed")
-    multiprocessing.set_forkserver_preload([train_everywhere.__module__])
-    multiprocessing.start_processes(train_everywhere, (folder,), nprocs=WORLD, start_method="forkserver")
+    multiprocessing.start_processes(train_everywhere, (folder,), nprocs=WORLD, start_method="fork")
     return folder
 
 
