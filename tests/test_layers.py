@@ -33,7 +33,7 @@ LAYERS = (
     ("deltas",),
     ("auto",),
     ("conversion",),
-    ("compat", "testing"),
+    ("compat", "serving", "testing"),
 )
 _FIRST_WITH_TORCH = next(level for level, layer in enumerate(LAYERS) if "algebra.factors" in layer)
 TORCH_FREE = {name for layer in LAYERS[:_FIRST_WITH_TORCH] for name in layer}

@@ -132,15 +132,32 @@ def serving_notes(folder: Path) -> list[str]:
     Args:
         folder: the folder of the adapter.
     """
+    if notes := refusals_of_vllm(folder):
+        return notes
+    config = json.loads((folder / CONFIG).read_bytes())
+    notes = []
+    if config["r"] > _VLLM_RANK:
+        notes.append(f"Start vLLM with --max-lora-rank {_next_rank(config['r'])}: its rank is {config['r']}.")
+    if any("." in name for name in config["target_modules"]):
+        notes.append("Not for LoRAX, which leaves out a LoRA on some layers of a kind; this one is not on all of them.")
+    return notes
+
+
+def refusals_of_vllm(folder: Path) -> list[str]:
+    """Describe why vLLM does not serve an adapter as it is, in sentences; empty if it does, with a sufficient --max-lora-rank.
+
+    Args:
+        folder: the folder of the adapter.
+    """
     config = json.loads((folder / CONFIG).read_bytes())
     if config["peft_type"] != "LORA":
         return [f"vLLM and LoRAX serve LoRA only; this is {config['peft_type']}, for PEFT itself."]
     beyond = []
-    if config["modules_to_save"]:
+    if config.get("modules_to_save"):
         beyond.append(f"replaces {', '.join(config['modules_to_save'])}")
-    if config["bias"] != "none":
+    if config.get("bias", "none") != "none":
         beyond.append("replaces biases")
-    if config["use_dora"]:
+    if config.get("use_dora"):
         beyond.append("is DoRA")
     if config.get("lora_bias"):
         beyond.append("has biases of B")
@@ -152,12 +169,7 @@ def serving_notes(folder: Path) -> list[str]:
         return [f"vLLM refuses it, and LoRAX would leave out a part: it also {' and '.join(beyond)}."]
     if isinstance(config["target_modules"], str):
         return ["Not for vLLM or LoRAX, which take names of layers; no list of names means these layers alone."]
-    notes = []
-    if config["r"] > _VLLM_RANK:
-        notes.append(f"Start vLLM with --max-lora-rank {_next_rank(config['r'])}: its rank is {config['r']}.")
-    if any("." in name for name in config["target_modules"]):
-        notes.append("Not for LoRAX, which leaves out a LoRA on some layers of a kind; this one is not on all of them.")
-    return notes
+    return []
 
 
 def _next_rank(rank: int) -> int:
