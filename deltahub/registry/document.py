@@ -96,10 +96,10 @@ class ReferenceDocument:
             return self.latest
         if version in self.versions:
             return version
+        if version in self.aliases:  # first: a branch of the same name must not hide it
+            return self.aliases[version]
         if version in self.branches:
             return self.branches[version]
-        if version in self.aliases:
-            return self.aliases[version]
         if version == MAIN:
             return self.latest
         if version in self.removed:

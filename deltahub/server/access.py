@@ -58,6 +58,12 @@ class Caller:
         """Return whether the caller may create, change and delete repositories of a namespace."""
         return self.scope in ("write", "admin") and self._holds(namespace)
 
+    def spelled(self, namespace: str) -> str:
+        """Return a namespace as the token spells it, where only upper and lower case differ."""
+        if not self.namespaces or namespace in self.namespaces:
+            return namespace
+        return next((own for own in sorted(self.namespaces) if own.lower() == namespace.lower()), namespace)
+
     def _holds(self, namespace: str) -> bool:
         return self.scope == "admin" or self.namespaces is None or namespace in self.namespaces
 
@@ -80,8 +86,9 @@ def repository_not_found(request: HTTPConnection, repository: str) -> Refusal:
     """
     if caller_of(request).anonymous:
         message = f"{repository} was not found. If it is private, send a token that may read it."
-        return Refusal(401, message, REPO_NOT_FOUND)
-    return Refusal(404, f"{repository} was not found, or this token may not see it.", REPO_NOT_FOUND)
+        return Refusal(401, message, REPO_NOT_FOUND, title=_NOT_FOUND)
+    message = f"{repository} was not found, or this token may not see it."
+    return Refusal(404, message, REPO_NOT_FOUND, title=_NOT_FOUND)
 
 
 def require_read(request: HTTPConnection, namespace: str, private: bool, repository: str | None = None) -> Caller:
@@ -142,4 +149,5 @@ def require_admin(request: HTTPConnection) -> Caller:
     raise Refusal(403, f"The token {caller.name!r} has scope {caller.scope}, and this needs scope admin.")
 
 
+_NOT_FOUND: Final = "Repository not found"  # huggingface_hub adds where, and what to do
 _HOW: Final = "Ask the administrator of this hub for one; they make it with `deltahub serve token create`."

@@ -46,6 +46,7 @@ class Refusal(Exception):
         code: for ``X-Error-Code``, e.g. ``"RepoNotFound"``; None to omit it.
         headers: additional headers of the response.
         details: for the body, beside the message.
+        title: what clients of the Hub show instead of the message, which they then say in their own words; None for the message.
     """
 
     def __init__(
@@ -55,20 +56,23 @@ class Refusal(Exception):
         code: str | None = None,
         headers: Mapping[str, str] | None = None,
         details: Mapping[str, Any] | None = None,
+        title: str | None = None,
     ) -> None:
-        super().__init__(status, message, code, headers, details)
+        super().__init__(status, message, code, headers, details, title)
         self.status, self.message, self.code, self.headers = status, message, code, dict(headers or {})
-        self.details = dict(details or {})
+        self.details, self.title = dict(details or {}), title
 
     def __str__(self) -> str:
         return self.message
 
     def answer(self) -> Response:
         """Return the error response: a JSON body, and the headers that the Hub's client reads."""
-        headers = {"X-Error-Message": header_text(self.message)}
+        shown = self.title or self.message
+        headers = {"X-Error-Message": header_text(shown)}
         if self.code:
             headers["X-Error-Code"] = self.code
-        return JSONResponse({"error": self.message, **self.details}, self.status, {**headers, **self.headers})
+        body = {"error": shown, **({"detail": self.message} if self.title else {}), **self.details}
+        return JSONResponse(body, self.status, {**headers, **self.headers})
 
 
 def header_text(text: str) -> str:

@@ -48,7 +48,7 @@ def check_path(path: str) -> str:
 
 
 def _refusal(path: str, reason: str) -> Refusal:
-    return Refusal(400, f"{path[:100]!r} cannot be the path of a file: {reason}.")
+    return Refusal(422, f"{path[:100]!r} cannot be the path of a file: {reason}.")
 
 
 def _unwritable(part: str) -> str | None:

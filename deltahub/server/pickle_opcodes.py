@@ -118,12 +118,15 @@ class _Machine:
 
     Args:
         source: the bytes, positioned after the opcode.
+
+    Attributes:
+        imported: whether anything was imported so far.
     """
 
     def __init__(self, source: _Bytes) -> None:
         self._source = source
         self._stack = [0]  # values above each mark; the first is the bottom of the stack
-        self._imported = self._has_memo = False
+        self.imported = self._has_memo = False
 
     def restart(self) -> None:
         """Begin the next pickle after a STOP.
@@ -155,7 +158,7 @@ class _Machine:
             self._at_mark(opcode)
         is_call = opcode in (b"i", b"o") or opcode in _CALLS
         self._stack[-1] += is_call
-        return is_call and self._imported
+        return is_call and self.imported
 
     def _plain(self, opcode: bytes) -> None:
         length, takes, puts = _PLAIN[opcode]
@@ -166,7 +169,7 @@ class _Machine:
         self._source.skip(length)
         self._take(takes)
         self._stack[-1] += puts
-        self._imported = self._imported or opcode in _IMPORTS
+        self.imported = self.imported or opcode in _IMPORTS
         self._has_memo = self._has_memo or opcode in _KEEPS
         if opcode in _RECALLS and not self._has_memo:
             raise _End
@@ -188,7 +191,7 @@ class _Machine:
     def _names(self) -> None:
         self._source.name()
         self._source.name()
-        self._imported = True
+        self.imported = True
 
     def _take(self, count: int) -> None:
         if self._stack[-1] < count:
@@ -201,12 +204,13 @@ class _Machine:
         self._stack.pop()
 
 
-def is_pickle(size: int, read: Callable[[int, int], bytes]) -> bool:
+def is_pickle(size: int, read: Callable[[int, int], bytes], *, strict: bool = False) -> bool:
     """Return whether the bytes are one or more pickles, or would call something when unpickled.
 
     Args:
         size: number of bytes.
         read: reads a range of the bytes.
+        strict: whether an import is enough, and a complete pickle of any length.
     """
     source = _Bytes(size, read)
     machine = _Machine(source)
@@ -221,5 +225,5 @@ def is_pickle(size: int, read: Callable[[int, int], bytes]) -> bool:
             elif machine.calls(opcode) or steps > _MOST:
                 return True
     except _End:
-        return False
-    return stopped and steps >= _FEWEST
+        return strict and machine.imported
+    return (strict and machine.imported) or (stopped and steps >= (2 if strict else _FEWEST))

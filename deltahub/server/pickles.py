@@ -2,6 +2,9 @@
 
 They are recognised by file extension and by content, whatever their name: pickles of any protocol, archives that contain one,
 object arrays, and all of these compressed. Nothing is ever unpickled here: see `deltahub.server.pickle_opcodes`.
+
+``.bin`` is the name of many formats, so such a file is judged by its content, but more strictly, since libraries unpickle it without
+being asked: it may not even begin to import anything. An empty file is harmless under any name.
 """
 
 from __future__ import annotations
@@ -25,8 +28,9 @@ from deltahub.server.settings import Settings
 HEAD: Final = 512  # bytes from the beginning of a file that clients send ahead
 Read = Callable[[int, int], bytes]  # reads the bytes of a range, end exclusive
 _ENDINGS: Final = re.compile(
-    r"(?i)\.(bin|pt|pth|pkl|pickle|ckpt|joblib|dill|pt2|p|mar|nemo)(\.(gz|bz2|xz|zst|lz4|br|zip))?$"
+    r"(?i)\.((pt|pth|pkl|pickle|ckpt|joblib|dill|pt2|p|mar|nemo)(\.(gz|bz2|xz|zst|lz4|br|zip))?|bin\.(gz|bz2|xz|zst|lz4|br|zip))$"
 )
+_BINARY: Final = re.compile(r"(?i)\.bin$")
 _PROTOCOL: Final = re.compile(rb"\x80[\x02-\x05]")
 _ZIP: Final = (b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08")
 _MEMBER: Final = re.compile(r"(?i)(\.(pkl|pickle)|(^|/)(data/version|\.data/version|byteorder))$")
@@ -87,18 +91,19 @@ def looks_pickled(path: str, head: bytes) -> str | None:
     return None
 
 
-def pickle_within(size: int, read: Read, *, deep: bool = True) -> str | None:
+def pickle_within(size: int, read: Read, *, deep: bool = True, strict: bool = False) -> str | None:
     """Return why the content of a file is considered a pickle, as a clause; None if it is not.
 
     Args:
         size: bytes of the file.
         read: reads a range of the file.
         deep: whether to look into archives and compressed files.
+        strict: whether bytes that would import something before they turn out to be no pickle count as one.
     """
     head = read(0, min(size, HEAD)) if size else b""
     if reason := looks_pickled("", head):
         return reason
-    if is_pickle(size, read):
+    if is_pickle(size, read, strict=strict):
         return "its bytes are a pickle"
     if head.startswith(_ARRAY):
         return "it is an array of pickled objects" if _holds_objects(size, read) else None
@@ -127,17 +132,18 @@ def _inside(head: bytes, size: int, read: Read) -> str | None:
         return f"it is an archive that cannot be looked into: {error}"
 
 
-def refuse_pickle(settings: Settings, namespace: str, path: str, head: bytes = b"") -> None:
+def refuse_pickle(settings: Settings, namespace: str, path: str, size: int, head: bytes = b"") -> None:
     """Check by its name and first bytes that a file may be uploaded.
 
     Args:
         settings: which namespaces accept pickles.
+        size: bytes of the file.
         head: the known first bytes of the file.
 
     Raises:
         Refusal: it is a pickle, and the namespace does not accept pickles.
     """
-    if not settings.allows_pickle(namespace):
+    if size and not settings.allows_pickle(namespace):
         _refuse(namespace, path, looks_pickled(path, head))
 
 
@@ -147,8 +153,9 @@ def refuse_pickle_within(settings: Settings, namespace: str, path: str, size: in
     Raises:
         Refusal: it is a pickle, and the namespace does not accept pickles.
     """
-    if not settings.allows_pickle(namespace):
-        _refuse(namespace, path, looks_pickled(path, b"") or pickle_within(size, read))
+    if size and not settings.allows_pickle(namespace):
+        strict = _BINARY.search(path) is not None
+        _refuse(namespace, path, looks_pickled(path, b"") or pickle_within(size, read, strict=strict))
 
 
 def _refuse(namespace: str, path: str, reason: str | None) -> None:

@@ -27,7 +27,8 @@ from deltahub.server.errors import REVISION_NOT_FOUND, Refusal
 from deltahub.server.records import Record
 from deltahub.server.state import State, state_of
 
-_PREFIXES: Final = ("refs/heads/", "refs/tags/")
+_HEADS: Final = "refs/heads/"
+_PREFIXES: Final = (_HEADS, "refs/tags/")
 _COMMIT: Final = re.compile(r"[0-9a-f]{7,64}")
 
 
@@ -104,6 +105,8 @@ class Repository:
         """
         name = next((revision.removeprefix(prefix) for prefix in _PREFIXES if revision.startswith(prefix)), revision)
         document = self.document
+        if revision.startswith(_HEADS) and name in document.branches:
+            return document.branches[name]
         if not document.versions:
             if name == MAIN or (_COMMIT.fullmatch(name) and commit_id(EMPTY.digest).startswith(name[:DIGITS])):
                 return None
@@ -182,7 +185,7 @@ def may_change(request: Request) -> None:
     Raises:
         Refusal: the caller may not.
     """
-    require_write(request, request.path_params["namespace"])
+    require_write(request, caller_of(request).spelled(request.path_params["namespace"]))
 
 
 def find_repository(request: Request, name: str, *, write: bool = False) -> Repository:
@@ -191,7 +194,9 @@ def find_repository(request: Request, name: str, *, write: bool = False) -> Repo
     if path is None:
         raise repository_not_found(request, name)
     if write:
-        require_write(request, path.namespace)
+        namespace = caller_of(request).spelled(path.namespace)
+        require_write(request, namespace)
+        path = DeltaPath(f"{namespace}/{path.name}")
     try:
         repository = lookup_any_case(state, path)
     except NotFoundError:

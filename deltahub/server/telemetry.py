@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import sys
 import time
 import traceback
@@ -124,6 +125,7 @@ class Metrics:
 NOTES: Final = "deltahub.notes"  # key of a route's facts for the audit log
 _NO_ANSWER: Final = 499  # the client disconnected
 _LONGEST: Final = 200  # characters of the user agent
+_ID: Final = re.compile(r"[A-Za-z0-9_.=;:-]{1,128}")  # of a request, by its client
 _READING: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 # POST routes that change nothing, matched by route: the path holds names chosen by users.
 _ASKING: Final = ("/preupload/", "/paths-info/", "/validate-yaml", "/objects/batch", "/verify")
@@ -151,17 +153,17 @@ class TelemetryMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        exchange = _Exchange(receive, send)
+        exchange = _Exchange(receive, send, _named_id(scope))
         scope[NOTES] = {}
         start = time.perf_counter()
         with self._metrics.active.track_inprogress():
             try:
                 await self.app(scope, exchange.receive, exchange.send)
             except Exception:
-                logging.getLogger("deltahub.server").exception("Request %s failed", exchange.id)
+                logging.getLogger("deltahub.server").exception("Request %s failed", exchange.named or exchange.id)
                 if exchange.status != _NO_ANSWER:
                     raise  # the response has started: the connection is closed
-                message = f"The hub failed. Its log says why, under request {exchange.id}."
+                message = f"The hub failed. Its log says why, under request {exchange.named or exchange.id}."
                 await Refusal(500, message).answer()(scope, exchange.receive, exchange.send)
             finally:
                 self._write(scope, exchange, time.perf_counter() - start)
@@ -172,6 +174,7 @@ class TelemetryMiddleware:
         caller = scope.get(CALLER, ANONYMOUS)
         facts: dict[str, Any] = {
             "request": exchange.id,
+            **({"client_request": exchange.named} if exchange.named else {}),
             "address": address_of(scope),
             "caller": caller.name or None,
             "method": scope["method"],
@@ -186,10 +189,14 @@ class TelemetryMiddleware:
 
 
 class _Exchange:
-    """Counts and status of a request and its response."""
+    """Counts and status of a request and its response.
 
-    def __init__(self, receive: Receive, send: Send) -> None:
-        self._receive, self._send = receive, send
+    Args:
+        named: the id that the client gave the request; empty for none.
+    """
+
+    def __init__(self, receive: Receive, send: Send, named: str) -> None:
+        self._receive, self._send, self.named = receive, send, named
         self.id = uuid.uuid4().hex
         self.status = _NO_ANSWER
         self.received = self.sent = 0
@@ -202,9 +209,16 @@ class _Exchange:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            MutableHeaders(raw=message.setdefault("headers", [])).setdefault("X-Request-Id", self.id)
+            MutableHeaders(raw=message.setdefault("headers", [])).setdefault("X-Request-Id", self.named or self.id)
         self.sent += len(message.get("body", b""))
         await self._send(message)
+
+
+def _named_id(scope: Scope) -> str:
+    """Return the id that the client gave a request, if it is short and plain; else an empty text."""
+    headers = Headers(scope=scope)
+    named = headers.get("x-request-id") or headers.get("x-amzn-trace-id") or ""
+    return named if _ID.fullmatch(named) else ""
 
 
 def _level(status: int) -> int:

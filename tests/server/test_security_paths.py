@@ -191,7 +191,7 @@ def test_every_route_with_a_parameter_is_tried(hub):
 @pytest.mark.parametrize("path", UNWRITABLE)
 def test_a_path_that_some_system_cannot_write_is_refused_in_a_sentence(hub, path):
     answer = hub.commit({path: "x"})
-    assert (answer.status_code, "cannot be the path of a file: " in answer.json()["error"]) == (400, True)
+    assert (answer.status_code, "cannot be the path of a file: " in answer.json()["error"]) == (422, True)
 
 
 @pytest.mark.parametrize(("one", "other"), TWINS)

@@ -17,7 +17,7 @@ import torch
 from safetensors.numpy import save
 
 from deltahub.server.errors import Refusal
-from deltahub.server.pickles import HEAD, looks_pickled, pickle_within, refuse_pickle
+from deltahub.server.pickles import HEAD, looks_pickled, pickle_within, refuse_pickle, refuse_pickle_within
 from deltahub.server.settings import Settings
 
 pytestmark = pytest.mark.slow  # hundreds of pickles
@@ -45,9 +45,7 @@ def zip_file(name: str) -> bytes:
 @pytest.mark.parametrize(
     "path",
     [
-        "pytorch_model.bin",
-        "adapter_model.bin",
-        "a/b/training_args.BIN",
+        "adapter_model.bin.gz",
         "model.pt",
         "model.PTH",
         "data.pkl",
@@ -94,9 +92,41 @@ def test_other_files_are_not_mistaken_for_pickles(path, data):
     assert looks_pickled(path, data[:HEAD]) is None
 
 
+def refused_content(path, data):
+    """Whether a commit of a file is refused for its content."""
+    try:
+        refuse_pickle_within(Settings(), "acme", path, len(data), lambda start, end: data[start:end])
+    except Refusal:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("data", [b"content", b"LFS content", b"\x00" * 99, b"GGUF\x03\x00", b"", bytes(range(7, 200))])
+def test_a_bin_file_that_is_no_pickle_is_taken(data):
+    assert looks_pickled("model.bin", data) is None
+    assert not refused_content("model.bin", data)
+
+
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("value", [{"w": [1.5]}, print, 1])
+def test_a_bin_file_that_is_a_pickle_is_refused(value, protocol):
+    assert refused_content("pytorch_model.bin", pickle.dumps(value, protocol))
+
+
+def test_a_bin_file_may_not_begin_to_import_something():
+    torch_files = [torch_file(zipped=True), torch_file(zipped=False), gzip.compress(pickle.dumps(print))]
+    for data in (*torch_files, b"cos\nsystem\n", b"cos\nsystem\n(S'id'\ntR\xff", b"(S'id'\nios\nsystem\n."):
+        assert refused_content("pytorch_model.bin", data)
+    assert not refused_content("notes.txt", b"cos\nsystem\n")
+
+
+def test_an_empty_file_is_harmless_under_any_name():
+    assert not refused_content("empty.pkl", b"")
+
+
 def test_a_refusal_says_why_and_what_to_do():
     with pytest.raises(Refusal, match="safetensors") as caught:
-        refuse_pickle(Settings(), "acme", "pytorch_model.bin")
+        refuse_pickle(Settings(), "acme", "pytorch_model.pt", 9)
     assert caught.value.status == 403
     assert "--allow-pickle acme" in caught.value.message
 
@@ -106,9 +136,9 @@ def test_a_namespace_can_be_let_off(allowed, refused):
     settings = Settings(pickle_namespaces=allowed)
     if refused:
         with pytest.raises(Refusal):
-            refuse_pickle(settings, "acme", "model.bin", pickle.dumps(1))
+            refuse_pickle(settings, "acme", "model.bin", 9, pickle.dumps(1))
     else:
-        refuse_pickle(settings, "acme", "model.bin", pickle.dumps(1))
+        refuse_pickle(settings, "acme", "model.bin", 9, pickle.dumps(1))
         assert settings.allows_pickle("acme")
 
 

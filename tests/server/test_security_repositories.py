@@ -211,7 +211,12 @@ def inline(hub: Hub, path: str, data: bytes):
 
 @pytest.mark.parametrize("send", [upload, inline])
 @pytest.mark.parametrize(
-    ("path", "data"), [("pytorch_model.bin", b"harmless"), ("a/weights.safetensors", pickle.dumps([1]))]
+    ("path", "data"),
+    [
+        ("pytorch_model.pt", b"harmless"),
+        ("pytorch_model.bin", pickle.dumps(1, 0)),
+        ("a/weights.safetensors", pickle.dumps([1])),
+    ],
 )
 def test_a_pickle_is_refused_by_its_name_and_by_its_bytes_however_it_comes(hub, send, path, data):
     before = hub.state("acme/ner")

@@ -6,6 +6,7 @@ from typing import Final
 
 from deltahub.server.routes import (
     amendments,
+    card_validation,
     commits,
     downloads,
     edits,
@@ -24,6 +25,7 @@ from deltahub.server.routes import (
 
 routes: Final = [
     *unsupported.routes,  # first: its data set routes must not be matched as a repository's name
+    *card_validation.routes,
     *identity.routes,
     *webhooks.routes,
     *lifecycle.routes,

@@ -129,8 +129,8 @@ class Change:
             raise Refusal(400, f"parentCommit must be 7 to 40 hex digits, got {parent[:60]!r}.")
         if not self._head.id.startswith(parent):
             message = (
-                f"A commit has happened since: {self._branch} of {self._repository.path} ends at {self._head.id}, not at "
-                f"{parent}. Fetch it, look at it, and commit on top of it."
+                "The branch was updated since you opened this page. Please refresh and try again. "
+                f"{self._branch} of {self._repository.path} ends at {self._head.id}, not at {parent}."
             )
             raise Refusal(412, message)
 
@@ -156,9 +156,9 @@ class Change:
         return tree
 
     def _delete(self, tree: dict[str, FileEntry], operation: Deleted) -> None:
-        deleted_paths = (
-            below(operation.path, tree) if operation.folder else [path for path in [operation.path] if path in tree]
-        )
+        deleted_paths = below(operation.path, tree)
+        if not operation.folder and operation.path in tree:
+            deleted_paths = [operation.path]
         if not deleted_paths:
             kind = "folder" if operation.folder else "file"
             message = f"A {kind} with this name doesn't exist: {operation.path[:200]!r}."

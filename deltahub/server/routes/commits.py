@@ -12,7 +12,7 @@ from starlette.routing import Route
 from deltahub.files.atomic import scratch
 from deltahub.server.bodies import blocks
 from deltahub.server.budget import reservation_in
-from deltahub.server.errors import REVISION_NOT_FOUND, Refusal
+from deltahub.server.errors import NOT_SUPPORTED, REVISION_NOT_FOUND, Refusal
 from deltahub.server.paths import MODEL
 from deltahub.server.repositories import Repository, open_repository
 from deltahub.server.routes.changes import Change, HeadMoved
@@ -53,7 +53,7 @@ def _require_branch(request: Request) -> tuple[Repository, str]:
     """
     repository = open_repository(request, write=True)
     if request.query_params.get("create_pr"):
-        raise Refusal(400, "This hub has no pull requests. Create a branch and commit to it.")
+        raise Refusal(501, "This hub has no pull requests. Create a branch and commit to it.", NOT_SUPPORTED)
     branch = request.path_params["revision"].removeprefix(_HEADS)
     if branch not in repository.branches():
         message = f"{repository.path} has no branch {branch!r} to commit to. Create it first."

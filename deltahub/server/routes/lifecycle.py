@@ -18,7 +18,7 @@ from deltahub.registry.purge import forget, reuse_name
 from deltahub.registry.rename import rename
 from deltahub.server.access import caller_of, require_write, require_writer
 from deltahub.server.bodies import text_field, with_json
-from deltahub.server.errors import Refusal
+from deltahub.server.errors import NOT_SUPPORTED, Refusal
 from deltahub.server.paths import MODEL
 from deltahub.server.records import Record
 from deltahub.server.repositories import (
@@ -85,7 +85,7 @@ def _exists(path: str, url: str) -> Response:
 def _namespace(request: Request, body: dict[str, Any]) -> str:
     """Return the namespace of a request; by default the only one the caller may write to, or the caller's own name."""
     if body.get("organization") not in (None, ""):
-        return text_field(body, "organization")
+        return caller_of(request).spelled(text_field(body, "organization"))
     caller = caller_of(request)
     only = sorted(caller.namespaces or ())
     return only[0] if len(only) == 1 else caller.name or "anonymous"
@@ -106,7 +106,9 @@ def refuse_other_types(kind: Any) -> None:
         Refusal: it is of another type, which this hub does not support.
     """
     if kind not in (None, "model"):
-        raise Refusal(400, f"This hub holds repositories of the type model, not {kind!r}. Leave the type out.")
+        known = kind in ("dataset", "space", "kernel", "bucket")
+        message = f"This hub holds repositories of the type model, not {str(kind)[:40]!r}. Leave the type out."
+        raise Refusal(501 if known else 400, message, NOT_SUPPORTED if known else None)
 
 
 def delete(request: Request, body: dict[str, Any]) -> Response:
@@ -185,7 +187,7 @@ def move_repository(request: Request, old: Repository, new: DeltaPath) -> None:
 
 
 def _taken(old: str, name: str) -> InUseError:
-    return InUseError(old, f"{name} is taken", "Choose another name.")
+    return InUseError(old, f"A model repository called {name} already exists", "Choose another name.")
 
 
 def settings(request: Request, body: dict[str, Any]) -> Response:

@@ -99,7 +99,7 @@ def _answer(
     settings = repository.state.settings
     if size > settings.max_file:
         raise Refusal(413, f"{path} has {size:,} bytes, and this hub takes {settings.max_file:,} at most.")
-    refuse_pickle(settings, repository.path.namespace, path, _bytes(sample))
+    refuse_pickle(settings, repository.path.namespace, path, size, _bytes(sample))
     lfs = settings.upload_mode == "lfs" and size > SMALL
     if not lfs and size > (largest := settings.largest_in_commit):
         message = (

@@ -6,6 +6,7 @@ A commit is a version of the delta, a tag is an alias, and a branch is a line of
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any, Final
 
@@ -104,14 +105,16 @@ def create_tag(request: Request, body: dict[str, Any]) -> Response:
         Refusal: a tag or branch has this name, or it is the number of another version.
     """
     repository = open_repository(request, write=True)
-    tag = check_git_tag(text_field(body, "tag"))
+    name = text_field(body, "tag")
+    repository.find(request.path_params["revision"])
+    tag = check_git_tag(name)
     version = _version(repository, request.path_params["revision"])
 
     def change(document: ReferenceDocument) -> ReferenceDocument:
         if tag == document.resolve(version):
             return document
         _refuse_number(document, tag)
-        _refuse_taken(document, tag)
+        _refuse_taken("tags", document.aliases, tag)
         return document.with_alias(tag, document.resolve(version), *stamp_of(request))
 
     repository.registry(request).update(repository.path, change)
@@ -149,12 +152,12 @@ def create_branch(request: Request, body: dict[str, Any]) -> Response:
     repository = open_repository(request, write=True)
     branch = request.path_params["revision"]
     if branch == MAIN:
-        raise Refusal(409, f"{repository.path} has the branch {MAIN} already.")
+        raise _taken("heads", MAIN)
     check_alias(branch)
     version = _version(repository, text_field(body, "startingPoint", MAIN))
 
     def change(document: ReferenceDocument) -> ReferenceDocument:
-        _refuse_taken(document, branch)
+        _refuse_taken("heads", document.branches, branch)
         return document.with_branch(branch, document.resolve(version), *stamp_of(request))
 
     repository.registry(request).update(repository.path, change)
@@ -170,11 +173,11 @@ def delete_branch(request: Request) -> Response:
     repository = open_repository(request, write=True)
     branch = request.path_params["revision"]
     if branch == MAIN:
-        raise Refusal(403, f"The branch {MAIN} cannot be deleted. To delete everything, delete the repository.")
+        raise Refusal(403, f"Cannot delete refs/heads/{MAIN}. To delete everything, delete the repository.")
 
     def change(document: ReferenceDocument) -> ReferenceDocument:
         if branch not in document.branches:
-            raise Refusal(404, f"{document.name} has no branch {branch!r}.", REVISION_NOT_FOUND)
+            raise Refusal(404, f"Invalid rev id: {document.name} has no branch {branch!r}.", REVISION_NOT_FOUND)
         return document.with_branch(branch, None, *stamp_of(request))
 
     if not repository.document.versions:
@@ -245,12 +248,14 @@ def _refuse_number(document: ReferenceDocument, tag: str) -> None:
         raise Refusal(400, f"{tag} is the number of another version of {document.name}. Choose another name.")
 
 
-def _refuse_taken(document: ReferenceDocument, name: str) -> None:
-    for kind, names in (("tag", document.aliases), ("branch", document.branches)):
-        if name in names:
-            raise Refusal(
-                409, f"{document.name} has a {kind} {name!r} already. Delete it first, or choose another name."
-            )
+def _refuse_taken(kind: str, names: Collection[str], name: str) -> None:
+    if name in names:
+        raise _taken(kind, name)
+
+
+def _taken(kind: str, name: str) -> Refusal:
+    message = f"Reference refs/{kind}/{name} already exists. Delete it first, or choose another name."
+    return Refusal(409, message)
 
 
 routes: Final = [

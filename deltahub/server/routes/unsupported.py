@@ -1,33 +1,18 @@
-"""Endpoints that Hub clients expect, and 404 answers for unsupported features."""
+"""Endpoints that Hub clients expect, and answers for what this hub does not have: 501, or 404 for a name it cannot hold."""
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from deltahub.server.access import repository_not_found, require_write
-from deltahub.server.bodies import LARGE, text_field, with_json
-from deltahub.server.errors import REPO_NOT_FOUND, Refusal
+from deltahub.server.errors import NOT_SUPPORTED, REPO_NOT_FOUND, Refusal
 from deltahub.server.paths import MODEL, REPOSITORY
 from deltahub.server.repositories import open_repository
-from deltahub.text.front_matter import front_matter
-
-
-def validate_yaml(request: Request, body: dict[str, Any]) -> Response:
-    """Report errors in the front matter of a card."""
-    try:
-        front_matter(text_field(body, "content"))
-    except ValueError as error:
-        message = f"The front matter of the card cannot be read: {error}."
-        return JSONResponse({"errors": [{"message": message}], "warnings": []}, 400)
-    return JSONResponse({"errors": [], "warnings": []})
-
-
-def allow_anyone(request: Request) -> None:
-    """Allow callers without any permission: Hub clients validate a card without a token."""
 
 
 def auth_check(request: Request) -> Response:
@@ -43,13 +28,22 @@ def auth_check(request: Request) -> Response:
 
 def refuse_kind(request: Request) -> Response:
     """Refuse requests for data sets, spaces and kernels."""
-    message = "This hub holds models only, no datasets, spaces or kernels. Leave --repo-type and repo_type out."
-    raise Refusal(404, message, REPO_NOT_FOUND)
+    message = (
+        "This hub holds models only, no datasets, spaces, kernels or buckets. Leave --repo-type and repo_type out."
+    )
+    raise Refusal(501, message, REPO_NOT_FOUND)  # with this code, clients take the repository for missing
 
 
 def refuse_bare_name(request: Request) -> Response:
     """Answer that a name without a namespace does not exist."""
+    if request.path_params.get("rest", "").partition("/")[0] not in _ACTIONS:
+        raise HTTPException(404)
     raise repository_not_found(request, request.path_params.get("repository", "This address"))
+
+
+def refuse_unknown(request: Request) -> Response:
+    """Answer that an address of the API does not exist, before the pages take it for a repository's."""
+    raise HTTPException(404)
 
 
 def refuse_xet(request: Request) -> Response:
@@ -63,12 +57,17 @@ def refuse_xet(request: Request) -> Response:
 
 def refuse_discussions(request: Request) -> Response:
     """Refuse requests for pull requests and discussions."""
-    raise Refusal(404, "This hub has no pull requests or discussions. Commit to a branch instead.")
+    raise Refusal(501, "This hub has no pull requests or discussions. Commit to a branch instead.", NOT_SUPPORTED)
 
 
+# First segments after a repository's name in the addresses of the Hub.
+_ACTION_LIST: Final = """
+auth-check branch commit commits compare discussions duplicate lfs-files like likers paths-info preupload refs
+resource-group revision scan settings super-squash tag tree treesize user-access-request xet-read-token xet-write-token
+"""
+_ACTIONS: Final = frozenset(["", *_ACTION_LIST.split()])
 _ALL: Final = ["GET", "POST", "PUT", "DELETE", "PATCH"]
 routes: Final = [
-    Route("/api/validate-yaml", with_json(validate_yaml, allow_anyone, LARGE), methods=["POST"]),
     Route(f"{MODEL}/auth-check", auth_check),
     Route(f"{MODEL}/auth-check/{{action:part}}", auth_check),
     Route(f"{MODEL}/xet-write-token/{{revision:part}}", refuse_xet),
@@ -77,7 +76,7 @@ routes: Final = [
     Route(f"{MODEL}/discussions/{{rest:rest}}", refuse_discussions, methods=_ALL),
     *(
         route
-        for kind in ("datasets", "spaces", "kernels")
+        for kind in ("datasets", "spaces", "kernels", "buckets")
         for route in (
             Route(f"/api/{kind}", refuse_kind, methods=_ALL),
             Route(f"/api/{kind}/{{rest:rest}}", refuse_kind, methods=_ALL),
@@ -90,4 +89,5 @@ last: Final = [
     Route("/api/models/{repository:part}", refuse_bare_name, methods=_ALL),
     Route("/api/models/{repository:part}/{rest:rest}", refuse_bare_name, methods=_ALL),
     Route("/{repository:part}/resolve/{revision:part}/{path:rest}", refuse_bare_name),
+    Route("/api/{rest:rest}", refuse_unknown, methods=_ALL),
 ]

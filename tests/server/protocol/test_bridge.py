@@ -25,6 +25,8 @@ from deltahub.registry.verify import verify
 from deltahub.stores.memory import MemoryStore
 from tests.checkpoints import content_of
 
+# A card without front matter, as on the Hub.
+pytestmark = pytest.mark.filterwarnings("ignore:Warnings while validating metadata")
 REPO = "acme/sst2"
 
 
