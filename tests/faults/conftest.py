@@ -13,6 +13,7 @@ import pytest
 from deltahub.registry.registry import Registry
 from deltahub.stores.local import LocalStore
 from tests.faults.actions import World
+from tests.faults.disk import Tree, tree_of, write_tree
 from tests.faults.injection import Faults
 
 
@@ -59,14 +60,20 @@ class Registries:
     Attributes:
         folder: of all of them.
         filled: the one that they are copies of.
+        content: what it holds.
     """
 
     folder: Path
     filled: Path
+    content: Tree
 
     def new(self, name: str) -> Registry:
         """One more."""
-        shutil.copytree(self.filled, self.folder / name)
+        return self.holding(name, self.content)
+
+    def holding(self, name: str, tree: Tree) -> Registry:
+        """One that holds something else."""
+        write_tree(tree, self.folder / name)
         return Registry(LocalStore(self.folder / name))
 
     def drop(self, name: str) -> None:
@@ -78,4 +85,4 @@ class Registries:
 def registries(quick: Path, world: World) -> Registries:
     """Copies of the registry that the actions change."""
     world.fill(LocalStore(quick / "filled"))
-    return Registries(quick, quick / "filled")
+    return Registries(quick, quick / "filled", tree_of(quick / "filled"))

@@ -8,6 +8,7 @@ others do; a file that was renamed may stand in both places; bytes that are not 
 from __future__ import annotations
 
 import copy
+import os
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -190,6 +191,21 @@ class Disk:
         return tree
 
 
+def tree_of(root: Path) -> Tree:
+    """What is in a folder, which may be missing."""
+    tree: Tree = {}
+    for folder, folders, files in os.walk(root):
+        inside = os.path.relpath(folder, root)
+        tree.update((os.path.normpath(f"{inside}/{name}"), None) for name in folders)
+        for name in files:
+            descriptor = os.open(f"{folder}/{name}", os.O_RDONLY)  # `open` may be broken on purpose
+            try:
+                tree[os.path.normpath(f"{inside}/{name}")] = os.read(descriptor, os.fstat(descriptor).st_size)
+            finally:
+                os.close(descriptor)
+    return tree
+
+
 def write_tree(tree: Tree, root: Path) -> None:
     """Make a folder with this content."""
     root.mkdir()
@@ -197,4 +213,6 @@ def write_tree(tree: Tree, root: Path) -> None:
         if data is None:
             (root / path).mkdir()
         else:
-            (root / path).write_bytes(data)
+            descriptor = os.open(f"{root}/{path}", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+            os.write(descriptor, data)
+            os.close(descriptor)

@@ -6,13 +6,16 @@ import errno
 import io
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Self
 
 import pytest
 
 from deltahub.files import durable
+from tests.faults.disk import Tree, tree_of
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 FORBIDDEN = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
@@ -39,10 +42,14 @@ class Faults:
         self._count = 0
         self._breaks_at = 0
         self._error: BaseException = FULL
+        self._look: Callable[[int], None] | None = None
+        self._one_at_a_time = threading.RLock()  # a step is done before another is looked at
 
     def step(self) -> bool:
         """Whether the next step is the one to break."""
         self._count += 1
+        if self._look:
+            self._look(self._count)
         return self._count == self._breaks_at
 
     def fail(self) -> None:
@@ -63,6 +70,28 @@ class Faults:
             finally:
                 os._exit(1)  # only if it got through: there was no such step
         assert abs(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])) == signal.SIGKILL
+
+    def killed(self, root: Path, action: Callable[[], object]) -> list[tuple[int, Tree]]:
+        """Run `action` once, and return what is in `root` before each of its steps: what it leaves that is killed there.
+
+        A process that is killed runs no handler and flushes no buffer; the bytes that it handed to the system stay. So what
+        can be read in `root` at that moment is what it leaves, which `kill` proves (`test_steps.py`). Where nothing changed
+        since the step before, that is left out.
+        """
+        found: list[tuple[int, Tree]] = []
+
+        def look(step: int) -> None:
+            tree = tree_of(root)
+            if not found or found[-1][1] != tree:
+                found.append((step, tree))
+
+        with self.at(0, FULL):
+            self._look = look
+            try:
+                action()
+            finally:
+                self._look = None
+        return found
 
     def count(self, action: Callable[[], object]) -> int:
         """Run `action` unbroken and count its steps."""
@@ -90,9 +119,10 @@ class Faults:
 
     def _breakable(self, call: Callable[..., Any]) -> Callable[..., Any]:
         def breakable(*args: Any, **options: Any) -> Any:
-            if self.step():
-                self.fail()
-            return call(*args, **options)
+            with self._one_at_a_time:
+                if self.step():
+                    self.fail()
+                return call(*args, **options)
 
         return breakable
 
@@ -128,11 +158,11 @@ class _Writer(_File):
     """A file whose writing can stop half way, as on a full disk."""
 
     def write(self, data: Any) -> int:
+        half = len(data) // 2
+        written: int = self._file.write(data[:half])
         if self._faults.step():
-            self._file.write(data[: len(data) // 2])
             self._faults.fail()
-        written: int = self._file.write(data)
-        return written
+        return written + int(self._file.write(data[half:]))
 
 
 class _Reader(_File):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import shutil
 
 import pytest
 
@@ -14,8 +14,7 @@ from deltahub.registry.verify import from_registry, repair, verify
 from deltahub.stores.base import object_key
 from deltahub.stores.local import LocalStore
 from deltahub.stores.memory import MemoryStore
-
-pytestmark = pytest.mark.skipif(os.name == "nt", reason="no fork")
+from tests.faults.disk import write_tree
 
 NER = Reference.parse("acme/ner")
 
@@ -49,28 +48,31 @@ def test_a_repair_that_is_killed_can_be_repeated(tmp_path, publish, other, fault
     def mend(registry):
         return list(repair(registry, {"other": from_registry(other)}))
 
-    registry = prepare("count")
-    steps = faults.count(lambda: mend(registry))
-    for step in range(1, steps + 1):
-        registry = prepare(f"{step}")
-        faults.kill(step, lambda registry=registry: mend(registry))
+    registry = prepare("whole")
+    left = faults.killed(registry.store.root, lambda: mend(registry))
+    for step, tree in left:
+        write_tree(tree, tmp_path / f"{step}")
+        registry = Registry(LocalStore(tmp_path / f"{step}"))
         assert [done.damage for done in mend(registry)] == [None], step
         assert list(verify(registry)) == [("acme/ner@v1", None)], step
 
 
 @pytest.mark.slow
 def test_a_lock_file_or_bundle_whose_writing_is_killed_is_the_old_one_or_the_new_one(tmp_path, other, faults):
-    path = tmp_path / "out"
+    folder = tmp_path / "folder"
+    path = folder / "out"
     old, new = (
         Lock(path, {"acme/ner": Pin("acme/ner", "local", f"v{n}", Digest(f"sha256:{str(n) * 64}"))}) for n in (1, 2)
     )
+    folder.mkdir()
     for write in (new.write, lambda: export_bundle([(other, NER)], path)):
-        steps = faults.count(write)
+        old.write()
+        kept = path.read_bytes()
+        left = faults.killed(folder, write)
         written = path.read_bytes()
-        for step in range(1, steps + 1):
-            old.write()
-            kept = path.read_bytes()
-            faults.kill(step, write)
+        for step, tree in left:
+            shutil.rmtree(folder)
+            write_tree(tree, folder)
             assert path.read_bytes() in (kept, written), step
             write()
             assert path.read_bytes() == written, step
