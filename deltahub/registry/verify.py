@@ -5,6 +5,7 @@ Damaged and missing objects can be replaced with the same bytes from another pla
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from deltahub.registry import hub_records
 from deltahub.registry.gc_state import STATE, read_state
 from deltahub.registry.registry import REFS, Registry, ref_key
 from deltahub.stores.base import object_key
+from deltahub.stores.threads import interruptible
 
 MANIFEST_FILE = "manifest"  # the name of the manifest in a report
 
@@ -168,16 +170,22 @@ def _seen(registry: Registry, sha256: str, size: int | None) -> str:
         ``"sha256:..."``, its size if it is too large, or ``"nothing"``.
     """
     key = object_key(sha256)
-    with scratch() as folder:
-        try:
-            stored_size = registry.store.size(key)
-            if stored_size > max(size or 0, WHOLE):  # damaged, and perhaps a sparse file that takes hours to read
-                return f"{stored_size} bytes"
-            return Digest.of_hex(registry.store.fetch(key, folder / "object"))
-        except NotFoundError:
-            return "nothing"
-        except IntegrityError as error:
-            return error.found
+
+    def hashed() -> str:
+        digest = hashlib.sha256()
+        for chunk in registry.store.chunks(key):
+            digest.update(chunk)
+        return Digest.of_hex(digest.hexdigest())
+
+    try:
+        stored_size = registry.store.size(key)
+        if stored_size > max(size or 0, WHOLE):  # damaged, and perhaps a sparse file that takes hours to read
+            return f"{stored_size} bytes"
+        return interruptible(hashed)
+    except NotFoundError:
+        return "nothing"
+    except IntegrityError as error:
+        return error.found
 
 
 Supply = Callable[[str, Path], str]  # copies an object, by its sha256, to a new file and returns the sha256 of the copy

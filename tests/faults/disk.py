@@ -163,8 +163,11 @@ class Disk:
         chosen += [[one] for one in range(count)] + [[n for n in range(count) if n != one] for one in range(count)]
         chance = random.Random(seed)
         chosen += [[n for n in range(count) if chance.random() < 0.5] for _ in range(tries)]
-        for numbers in chosen:
-            for both in (False, True):
+        renamed = any(len(change) > 1 for change in self.pending)
+        loose = any(node.entries is None and not node.synced for node in self.nodes.values())
+        contents = list(CONTENTS.values()) if loose else [CONTENTS["whole"]]
+        for numbers in dict.fromkeys(map(tuple, chosen)):
+            for both in (False, True) if renamed else (False,):
                 entries = {number: dict(node.durable) for number, node in self.nodes.items()}
                 for change in numbers:
                     for half in self.pending[change][:1] if both else self.pending[change]:
@@ -172,7 +175,7 @@ class Disk:
                             entries[half.folder].pop(half.name, None)
                         else:
                             entries[half.folder][half.name] = half.node
-                for content in CONTENTS.values():
+                for content in contents:
                     yield self._tree(entries, content)
 
     def _tree(self, entries: dict[int, dict[str, int]], content: Callable[[bytes], bytes]) -> Tree:

@@ -58,8 +58,8 @@ def test_a_whole_registry_is_clean(pushed, new_checkpoint):
 def test_shared_objects_are_read_once_and_damage_is_reported_for_each_delta(pushed, checkpoint_folder, monkeypatch):
     push(pushed, checkpoint_folder, Reference.parse("acme/zoo"))
     weights = objects(pushed)[checkpoint.WEIGHTS]
-    reads, fetch = [], LocalStore.fetch
-    monkeypatch.setattr(LocalStore, "fetch", lambda store, key, into: (reads.append(key), fetch(store, key, into))[1])
+    reads, chunks = [], LocalStore.chunks
+    monkeypatch.setattr(LocalStore, "chunks", lambda store, key: (reads.append(key), chunks(store, key))[1])
 
     assert [damage for _, damage in verify(pushed)] == [None, None]
     assert reads.count(object_key(weights)) == 1
