@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from deltahub.algebra.operand import Operand, module_of, part_of
+from deltahub.algebra.operand import Operand
+from deltahub.algebra.places import Place
 from deltahub.checkpoint.backbone_record import EXACT, Difference, Fingerprint, Leaf
 from deltahub.checkpoint.config import CHECKPOINT_KEYS
 from deltahub.errors import CheckpointError, ConfigError
@@ -140,8 +142,9 @@ def require_same_method(operands: Sequence[Operand]) -> None:
 
 
 def _require_same_shapes(first: Operand, other: Operand) -> None:
-    """Refuse LoRAs of which one acts on a whole layer and the other on a part of it."""
-    parts = [{module_of(place): bool(part_of(place)) for place in one.places} for one in (first, other)]
+    """Refuse LoRAs of which one acts on a whole layer and the other on a part of it, and experts that differ in number or in what they share."""
+    _require_same_experts(first, other)
+    parts = [{place.address: bool(place.part) for place in one.places} for one in (first, other)]
     for module in sorted(parts[0].keys() & parts[1].keys()):
         if parts[0][module] != parts[1][module]:
             whole, part = (other, first) if parts[0][module] else (first, other)
@@ -150,6 +153,22 @@ def _require_same_shapes(first: Operand, other: Operand) -> None:
                 "the backbone tells. Train both in the same way."
             )
             raise ConfigError(msg)
+
+
+def _require_same_experts(first: Operand, other: Operand) -> None:
+    if {first.shares_experts, other.shares_experts} == {True, False}:
+        sharing, single = (first, other) if first.shares_experts else (other, first)
+        msg = (
+            f"The experts share one update in {sharing.label}, and each has its own in {single.label}, and a LoRA does one of the two. Train both "
+            "with the same share_experts."
+        )
+        raise ConfigError(msg)
+    counts = [Counter(place.stem for place in one.places) for one in (first, other)]
+    for stem in sorted(counts[0].keys() & counts[1].keys()):
+        if counts[0][stem] != counts[1][stem]:
+            sizes = ", ".join(f"{one.label}: {count[stem]}" for one, count in zip((first, other), counts, strict=True))
+            msg = f"The stacks at {Place.of(stem).name} have different numbers of experts ({sizes}), so the deltas belong to different backbones."
+            raise CheckpointError(f"{msg} Leave one out.")
 
 
 def options_of(operand: Operand) -> dict[str, Any]:
@@ -167,8 +186,8 @@ def common_targets(operands: Sequence[Operand]) -> dict[str, Any]:
     first = operands[0]
     if all(_targets(one) == _targets(first) and one.places == first.places for one in operands):
         return _targets(first)
-    if not any(part_of(place) for one in operands for place in one.places):
-        modules = sorted({module_of(place) for one in operands for place in one.places})
+    if not any(place.part for one in operands for place in one.places):
+        modules = sorted({place.address for one in operands for place in one.places})
         return {"modified_modules": modules, "exclude_modules": [], "common_structure": False}
     ways = [(one.document.get("common_structure"), one.document.get("exclude_modules")) for one in operands]
     named = [one.document.get("modified_modules") for one in operands]

@@ -27,7 +27,8 @@ from deltahub.algebra.agreement import (
 from deltahub.algebra.factors import Factors
 from deltahub.algebra.methods import Method, Recipe, combined_factors, combined_values
 from deltahub.algebra.opening import open_operands
-from deltahub.algebra.operand import Operand, computable, module_of, part_of, refuse_more_than_factors
+from deltahub.algebra.operand import Operand, computable, refuse_more_than_factors
+from deltahub.algebra.places import Place
 from deltahub.algebra.result import (
     COMBINED,
     Change,
@@ -129,11 +130,14 @@ def combined(
     if operands[0].delta_type == "lora":
         targets = common_targets(operands)
         changes: dict[str, Change] = {}
-        updates: dict[str, Factors] = {}
-        for place, update, change in _updates(operands, recipe, report):
-            updates[place], changes[place] = update, change
+        updates: dict[Place, Factors] = {}
+        for place, update, error in _updates(operands, recipe, report):
+            updates[place], others = update, changes.get(place.name)
+            largest = (max(update.rank, others.rank), max(error, others.error)) if others else (update.rank, error)
+            changes[place.name] = Change(place.name, *largest)
         updates = same_ranks(updates)
-        options = {**lora_options(updates), "lora_dropout": _dropout(operands), **targets, **common}
+        shared = {"share_experts": True} if any(operand.shares_experts for operand in operands) else {}
+        options = {**lora_options(updates), "lora_dropout": _dropout(operands), **shared, **targets, **common}
         return Computed(options, {**lora_tensors(updates), **trained}, record, tuple(changes.values()))
     options = {"delta_type": operands[0].delta_type, **options_of(operands[0]), **common}
     return Computed(options, {**_values(operands, recipe), **trained}, record)
@@ -141,21 +145,20 @@ def combined(
 
 def _updates(
     operands: Sequence[Operand], recipe: Recipe, report: Report | None
-) -> Iterator[tuple[str, Factors, Change]]:
-    """Yield the combined update of each place, in the precision of its factors."""
+) -> Iterator[tuple[Place, Factors, float]]:
+    """Yield the combined update of each place, in the precision of its factors, and its relative error."""
     places = sorted({place for operand in operands for place in operand.places})
     for number, place in enumerate(places, 1):
         terms = [operand.factors(place) if place in operand.places else None for operand in operands]
         shapes = {term.shape: operand.label for term, operand in zip(terms, operands, strict=True) if term is not None}
         if len(shapes) > 1:
             sizes = ", ".join(f"{label}: {list(shape)}" for shape, label in shapes.items())
-            msg = f"The updates of {module_of(place)} have different shapes ({sizes}), so the deltas belong to different backbones."
+            msg = f"The updates of {place.name} have different shapes ({sizes}), so the deltas belong to different backbones."
             raise CheckpointError(f"{msg} Leave one out.")
-        result = combined_factors(recipe, terms, place)
+        result = combined_factors(recipe, terms, place.stream)
         dtypes = [operand.dtype(place) for operand in operands if place in operand.places]
         dtype = torch.float64 if torch.float64 in dtypes else torch.float32
-        name = ".".join(filter(None, (module_of(place), part_of(place))))
-        yield place, result.factors.to(dtype), Change(name, result.factors.rank, result.error)
+        yield place, result.factors.to(dtype), result.error
         if report:
             report(number, len(places))
 

@@ -13,14 +13,17 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from deltahub.algebra.agreement import backbone_difference, options_of
-from deltahub.algebra.factors import Factors, cosine, effective_rank, norm, singular_values, weighted_sum
+from deltahub.algebra.factors import Factors, effective_rank, inner, norm, singular_values, weighted_sum
 from deltahub.algebra.opening import open_operands
-from deltahub.algebra.operand import DOWN, UP, Operand, computable, module_of, part_of
+from deltahub.algebra.operand import Operand, computable
+from deltahub.algebra.places import DOWN, UP, Place
 
 Pair = tuple[Any, Any]
 
@@ -35,7 +38,7 @@ class UpdateDifference:
         difference: the norm of the difference, relative to the first; None if the first is zero and the second is not.
         norms: the norm of each.
         ranks: the rank of each as stored; None for a tensor.
-        effective_ranks: the effective rank of each; None for a tensor.
+        effective_ranks: the effective rank of each, the mean of a stack of experts; None for a tensor.
     """
 
     name: str
@@ -94,16 +97,16 @@ def diff(first: str | os.PathLike[str], second: str | os.PathLike[str]) -> Delta
         NotFoundError: no source has one of them.
     """
     one, other = map(computable, open_operands([first, second]))
-    places = [set(operand.places) if operand.delta_type == "lora" else set[str]() for operand in (one, other)]
-    updates = tuple(_updates(one, other, sorted(places[0] & places[1])))
+    places = [operand.places if operand.delta_type == "lora" else () for operand in (one, other)]
+    updates = tuple(_updates(one, other, *map(_by_stem, places)))
     names = [
-        set(operand.table) - {place + end for place in own for end in (DOWN, UP)}
+        set(operand.table) - {place.stem + end for place in own for end in (DOWN, UP)}
         for operand, own in zip((one, other), places, strict=True)
     ]
     shared = [n for n in sorted(names[0] & names[1]) if one.table[n].shape == other.table[n].shape]
     tensors = tuple(_tensor(one, other, name) for name in shared)
     compared = {part.name for part in (*updates, *tensors)}
-    only = [{*map(_shown, places[side]), *names[side]} - compared for side in (0, 1)]
+    only = [{*(place.name for place in places[side]), *names[side]} - compared for side in (0, 1)]
     own = [part for part in (*updates, *tensors) if part.name not in one.trained]
     total_cosine, total_difference = _total(own)
     level = backbone_difference(one, other)
@@ -121,8 +124,12 @@ def diff(first: str | os.PathLike[str], second: str | os.PathLike[str]) -> Delta
     )
 
 
-def _shown(place: str) -> str:
-    return ".".join(filter(None, (module_of(place), part_of(place))))
+def _by_stem(places: Iterable[Place]) -> dict[str, list[Place]]:
+    """Return the places of each layer, or of each stack of experts."""
+    stems: dict[str, list[Place]] = {}
+    for place in places:
+        stems.setdefault(place.stem, []).append(place)
+    return stems
 
 
 def _options(one: Operand, other: Operand) -> dict[str, Pair]:
@@ -132,23 +139,29 @@ def _options(one: Operand, other: Operand) -> dict[str, Pair]:
     return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
 
 
-def _updates(one: Operand, other: Operand, places: list[str]) -> Iterator[UpdateDifference]:
-    for place in places:
-        first, second = one.factors(place), other.factors(place)
-        if first.shape == second.shape:
-            yield _update(_shown(place), first, second)
+def _updates(
+    one: Operand, other: Operand, first: Mapping[str, list[Place]], second: Mapping[str, list[Place]]
+) -> Iterator[UpdateDifference]:
+    """Yield the difference of each layer, and of each stack of experts as a batch of matrices."""
+    for stem in sorted(first.keys() & second.keys()):
+        pairs = [(one.factors(place), other.factors(place)) for place in first[stem] if first[stem] == second[stem]]
+        if pairs and all(mine.shape == yours.shape for mine, yours in pairs):
+            yield _update(first[stem][0].name, pairs)
 
 
-def _update(name: str, first: Factors, second: Factors) -> UpdateDifference:
-    values = [singular_values(factors) for factors in (first, second)]
-    norms = float(values[0].norm()), float(values[1].norm())
+def _update(name: str, pairs: Sequence[tuple[Factors, Factors]]) -> UpdateDifference:
+    values = [[singular_values(factors) for factors in side] for side in zip(*pairs, strict=True)]
+    norms = float(torch.cat(values[0]).norm()), float(torch.cat(values[1]).norm())
+    product = sum(inner(first, second) for first, second in pairs)
+    changes = [norm(weighted_sum([second, first], [1.0, -1.0])) for first, second in pairs]
+    effective = [sum(map(effective_rank, side)) / len(side) for side in values]
     return UpdateDifference(
         name=name,
-        cosine=_known(cosine(first, second)),
-        difference=_relative(norm(weighted_sum([second, first], [1.0, -1.0])), norms),
+        cosine=_known(product / (norms[0] * norms[1]) if all(norms) else math.nan),
+        difference=_relative(math.hypot(*changes), norms),
         norms=norms,
-        ranks=(first.rank, second.rank),
-        effective_ranks=(effective_rank(values[0]), effective_rank(values[1])),
+        ranks=(pairs[0][0].rank, pairs[0][1].rank),
+        effective_ranks=(effective[0], effective[1]),
     )
 
 

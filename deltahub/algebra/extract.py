@@ -20,13 +20,13 @@ from deltahub.algebra.combine import Report
 from deltahub.algebra.factors import Factors, approximated, is_finite
 from deltahub.algebra.methods import check_size
 from deltahub.algebra.model_files import ModelFiles, names_of
+from deltahub.algebra.places import Place
 from deltahub.algebra.result import Change, Computed, Written, check_folder, lora_options, lora_tensors, written
 from deltahub.checkpoint.backbone_fit import backbone_folder
 from deltahub.checkpoint.backbone_record import Fingerprint, Leaf
 from deltahub.engine.fingerprint import leaf_of
 from deltahub.engine.layers import update_fault
 from deltahub.engine.shapes import is_conv1d
-from deltahub.engine.site import delta_key
 from deltahub.engine.skeleton import skeleton
 from deltahub.errors import CheckpointError, ConfigError
 
@@ -133,7 +133,7 @@ class _Pair:
 
     def compared(self, rank: int | None, energy: float | None, report: Report | None) -> tuple[Computed, str, str]:
         """Compare all tensors, and return the delta and the fingerprints of both models."""
-        updates: dict[str, Factors] = {}
+        updates: dict[Place, Factors] = {}
         trained: dict[str, Tensor] = {}
         changes: list[Change] = []
         leaves: list[list[Leaf]] = [[], []]
@@ -146,7 +146,7 @@ class _Pair:
                 module = name.removesuffix(".weight")
                 if original is not None and module != name and self._is_linear(module) and tensor.is_floating_point():
                     factors, error = self._update(module, original, tensor, rank, energy)
-                    updates[delta_key(module, "lora")[: -len(".lora")]] = factors
+                    updates[Place.at(module)] = factors
                     changes.append(Change(module, factors.rank, error))
                 else:
                     trained[name] = _finite(name, tensor)
@@ -186,7 +186,7 @@ class _Pair:
         result = approximated(change, rank, energy)
         return result.factors.to(wide), result.error
 
-    def _require_updates(self, updates: dict[str, Factors], trained: dict[str, Tensor]) -> None:
+    def _require_updates(self, updates: dict[Place, Factors], trained: dict[str, Tensor]) -> None:
         if updates:
             return
         if not trained:

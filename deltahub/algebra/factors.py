@@ -108,11 +108,16 @@ def norm(factors: Factors) -> float:
     return float(torch.linalg.matrix_norm(_core(factors)[1]))
 
 
+def inner(first: Factors, second: Factors) -> float:
+    """Return the inner product of two equally shaped updates as vectors."""
+    product = (first.up.double().T @ second.up.double()) * (first.down.double() @ second.down.double().T)
+    return float(product.sum())
+
+
 def cosine(first: Factors, second: Factors) -> float:
     """Return the cosine of the angle between two equally shaped updates as vectors; NaN if one is zero."""
     norms = norm(first) * norm(second)
-    inner = (first.up.double().T @ second.up.double()) * (first.down.double() @ second.down.double().T)
-    return max(-1.0, min(1.0, float(inner.sum()) / norms)) if norms else math.nan
+    return max(-1.0, min(1.0, inner(first, second) / norms)) if norms else math.nan
 
 
 def effective_rank(values: Tensor) -> float:

@@ -141,7 +141,7 @@ def _differences(operand: Operand, again: Operand) -> Iterator[tuple[float, str]
     is_lora = operand.delta_type == "lora"
     for place in operand.places if is_lora else ():
         first, second = operand.factors(place), again.factors(place)
-        yield _relative(norm(weighted_sum([first, second], [1.0, -1.0])), norm(first)), place
+        yield _relative(norm(weighted_sum([first, second], [1.0, -1.0])), norm(first)), place.stream
     for name in operand.trained if is_lora else operand.table:
         values = [one.tensor(name).double() for one in (operand, again)]
         yield _relative(float((values[0] - values[1]).norm()), float(values[0].norm())), name

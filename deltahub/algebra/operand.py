@@ -16,17 +16,14 @@ from safetensors import safe_open
 from torch import Tensor
 
 from deltahub.algebra.factors import Factors, is_finite
+from deltahub.algebra.places import DOWN, MAGNITUDE, UP, Place, places_of
 from deltahub.checkpoint.address import rank_and_scale
 from deltahub.checkpoint.backbone_record import Fingerprint
 from deltahub.checkpoint.default_name import backbone_name
 from deltahub.checkpoint.manifest import DELTA_PART, TensorEntry
 from deltahub.checkpoint.strength import without_strength
-from deltahub.engine.structure.layouts import is_on_parameter
 from deltahub.errors import CheckpointError, ConfigError
 
-DOWN: Final = ".lora_A"
-UP: Final = ".lora_B"
-MAGNITUDE: Final = ".lora_magnitude_vector"
 _FLOATS: Final = ("F64", "F32", "F16", "BF16")
 
 
@@ -73,71 +70,67 @@ class Operand:
         return {name: entry for name, entry in self.table.items() if name not in self.own}
 
     @cached_property
-    def places(self) -> tuple[str, ...]:
-        """The places of a LoRA's updates: names of its tensors without the last part, sorted."""
-        ends = (DOWN, UP, MAGNITUDE)
-        return tuple(sorted({name.removesuffix(end) for name in self.own for end in ends if name.endswith(end)}))
+    def places(self) -> tuple[Place, ...]:
+        """The places of a LoRA's updates, sorted."""
+        ends = (MAGNITUDE, UP, DOWN)
+        shapes = {
+            name.removesuffix(end): entry.shape
+            for end in ends
+            for name, entry in self.own.items()
+            if name.endswith(end)
+        }
+        return tuple(sorted(place for stem, shape in shapes.items() for place in places_of(stem, shape)))
+
+    @property
+    def shares_experts(self) -> bool | None:
+        """Whether the experts of a stack share their factors; None if there is no stack."""
+        if self.document.get("share_experts"):
+            return True
+        return False if any(place.expert >= 0 for place in self.places) else None
 
     @cached_property
     def _tensors(self) -> Any:
         return safe_open(self.file, "pt")  # maps the file; a page that was read can be dropped again
 
-    def tensor(self, name: str) -> Tensor:
-        """Read a tensor.
+    def tensor(self, name: str, expert: int = -1) -> Tensor:
+        """Read a tensor, or the values of one expert in it.
 
         Raises:
             CheckpointError: a value is not finite.
         """
-        tensor: Tensor = self._tensors.get_tensor(self.stored_names.get(name, name))
+        stored = self.stored_names.get(name, name)
+        whole = expert < 0
+        tensor: Tensor = self._tensors.get_tensor(stored) if whole else self._tensors.get_slice(stored)[expert]
         if not is_finite(tensor):
             msg = f"{name} of {self.label} holds values that are not finite. Train the delta again, or leave it out."
             raise CheckpointError(msg)
         return tensor
 
-    def factors(self, place: str) -> Factors:
+    def factors(self, place: Place) -> Factors:
         """Read the update at a place, with its scale in the upper factor, in float32 or wider.
 
         Raises:
             CheckpointError: a tensor is missing or does not fit the config.
-            ConfigError: the update is of a parameter that a module reads itself.
         """
-        rank, scale = self._sizes(place)
-        entry = self.own.get(place + DOWN)
-        if entry is not None and is_on_parameter(f"{part_of(place)}{DOWN}".lstrip("."), len(entry.shape)):
+        rank, scale = rank_and_scale(self.document, place.address)
+        names = (place.stem + UP, place.stem + DOWN)
+        shapes = [self.own[name].shape if name in self.own else () for name in names]
+        stack = shapes[1][:1] if place.expert >= 0 else ()
+        expected = (stack, (rank,), (*stack, rank))
+        if len(shapes[0]) < 2 or (shapes[0][:-2], shapes[0][-1:], shapes[1][:-1]) != expected:
             msg = (
-                f"{self.label} is a LoRA on parameters that their modules read themselves, such as {module_of(place)}.{part_of(place)}, with "
-                "which deltas are not computed. Load it, and detach, merge or scale it there."
-            )
-            raise ConfigError(msg)
-        shapes = [self.own[place + end].shape if place + end in self.own else None for end in (UP, DOWN)]
-        if shapes[0] is None or shapes[1] is None or (shapes[0][1:], shapes[1][:1]) != ((rank,), (rank,)):
-            msg = (
-                f"The factors of {self.label} at {module_of(place)} are {shapes[0] and list(shapes[0])} and "
-                f"{shapes[1] and list(shapes[1])}; its config says rank {rank}. Fetch or save the delta again."
+                f"The factors of {self.label} at {place.name} are {list(shapes[0])} and {list(shapes[1])}; its config says rank {rank}. "
+                "Fetch or save the delta again."
             )
             raise CheckpointError(msg)
-        up, down = self.tensor(place + UP), self.tensor(place + DOWN)
+        up, down = (self.tensor(name, place.expert) for name in names)
         wide = torch.promote_types(torch.promote_types(up.dtype, down.dtype), torch.float32)
         return Factors(up.double().mul_(scale) if scale != 1 else up.to(wide), down.to(wide))
 
-    def dtype(self, place: str) -> torch.dtype:
+    def dtype(self, place: Place) -> torch.dtype:
         """Return the precision for results at a place: float32, or float64 if the factors have it."""
-        entries = [self.own[place + end].dtype for end in (UP, DOWN) if place + end in self.own]
+        entries = [self.own[place.stem + end].dtype for end in (UP, DOWN) if place.stem + end in self.own]
         return torch.float64 if "F64" in entries else torch.float32
-
-    def _sizes(self, place: str) -> tuple[int, float]:
-        """Return the rank and the factor at a place, by the config."""
-        return rank_and_scale(self.document, module_of(place))
-
-
-def module_of(place: str) -> str:
-    """Return the name of the module at a place; parts of one fused layer have the same."""
-    return f".{place}.".partition(DELTA_PART)[0].removeprefix(".")
-
-
-def part_of(place: str) -> str:
-    """Return the part of a fused layer at a place, such as ``"q"``; empty for a whole layer."""
-    return f".{place}.".partition(DELTA_PART)[2].rstrip(".")
 
 
 def computable(operand: Operand) -> Operand:

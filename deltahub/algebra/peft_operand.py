@@ -12,7 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from deltahub.algebra.operand import DOWN, MAGNITUDE, UP, Operand
+from deltahub.algebra.operand import Operand
+from deltahub.algebra.places import DOWN, MAGNITUDE, UP
 from deltahub.cache.cache import published_manifest, pulled_reference
 from deltahub.checkpoint.backbone_record import Fingerprint
 from deltahub.checkpoint.checkpoint import BACKBONE

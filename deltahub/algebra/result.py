@@ -10,11 +10,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from deltahub.algebra.factors import Factors
-from deltahub.algebra.operand import DOWN, UP, Operand, module_of
+from deltahub.algebra.operand import Operand
+from deltahub.algebra.places import DOWN, UP, Place
 from deltahub.checkpoint import checkpoint
 from deltahub.checkpoint.backbone_record import Fingerprint
 from deltahub.checkpoint.card import model_card
@@ -36,8 +38,8 @@ class Change:
 
     Attributes:
         module: the name of the module, with the part for a fused layer.
-        rank: the rank of the result.
-        error: the relative error of the update against the exact result, in the Frobenius norm.
+        rank: the rank of the result, the largest one of a stack of experts.
+        error: the relative error of the update against the exact result, in the Frobenius norm; the largest one of a stack.
     """
 
     module: str
@@ -107,13 +109,13 @@ def check_folder(to: Path, *, force: bool) -> None:
         raise CheckpointError(msg)
 
 
-def lora_options(updates: Mapping[str, Factors]) -> dict[str, Any]:
+def lora_options(updates: Mapping[Place, Factors]) -> dict[str, Any]:
     """Return the options of a LoRA whose updates have a scale of 1.
 
     Args:
-        updates: by place; those on parts of one fused layer have the same rank.
+        updates: by place; those on parts of one fused layer, and on the experts of a stack, have the same rank.
     """
-    ranks = {module_of(place): update.rank for place, update in updates.items()}
+    ranks = {place.address: update.rank for place, update in updates.items()}
     rank = Counter(ranks.values()).most_common(1)[0][0]
     others = {module: value for module, value in sorted(ranks.items()) if value != rank}
     patterns = {"rank_pattern": others, "alpha_pattern": {module: float(value) for module, value in others.items()}}
@@ -127,18 +129,25 @@ def lora_options(updates: Mapping[str, Factors]) -> dict[str, Any]:
     }
 
 
-def lora_tensors(updates: Mapping[str, Factors]) -> dict[str, Tensor]:
-    """Return the tensors of a LoRA by name."""
-    pairs = [(place + DOWN, update.down) for place, update in updates.items()]
-    return dict([*pairs, *((place + UP, update.up) for place, update in updates.items())])
+def lora_tensors(updates: Mapping[Place, Factors]) -> dict[str, Tensor]:
+    """Return the tensors of a LoRA by name; the factors of the experts of a stack are stacked."""
+    by_stem: dict[str, list[tuple[int, Factors]]] = {}
+    for place, update in updates.items():
+        by_stem.setdefault(place.stem, []).append((place.expert, update))
+    tensors: dict[str, Tensor] = {}
+    for end, side in ((DOWN, "down"), (UP, "up")):
+        for stem, entries in by_stem.items():
+            sides = [getattr(update, side) for _, update in sorted(entries, key=lambda entry: entry[0])]
+            tensors[stem + end] = sides[0] if entries[0][0] < 0 else torch.stack(sides)
+    return tensors
 
 
-def same_ranks(updates: Mapping[str, Factors]) -> dict[str, Factors]:
-    """Return updates of which those on parts of one fused layer have the same rank, as the config has one for each layer."""
+def same_ranks(updates: Mapping[Place, Factors]) -> dict[Place, Factors]:
+    """Return updates of which those at one address have the same rank, as the config has one for each address."""
     widest: dict[str, int] = {}
     for place, update in updates.items():
-        widest[module_of(place)] = max(update.rank, widest.get(module_of(place), 0))
-    return {place: update.widened(widest[module_of(place)]) for place, update in updates.items()}
+        widest[place.address] = max(update.rank, widest.get(place.address, 0))
+    return {place: update.widened(widest[place.address]) for place, update in updates.items()}
 
 
 def written(

@@ -233,7 +233,9 @@ class LoraModel(DeltaBase):
         chosen = [part for target in targets for part in with_matrices(target)]
         for target in chosen:
             module = target.module
-            if target.parameter:
+            if target.stands_in:
+                fault = "it is a mixture of experts, whose matrices are addressed as experts.w1, experts.gate and experts.w2"
+            elif target.parameter:
                 fault = parameter_fault(module, target.parameter)
             elif isinstance(module, _ConvNd):
                 fault = weight_fault(module)

@@ -29,6 +29,12 @@ from deltahub.engine.structure.targets import Target
 from deltahub.engine.substitution import viewed
 from deltahub.errors import ConfigError, TargetError
 
+# Options that a LoRA on a parameter does not have, in PEFT neither.
+_WITHOUT: Final = {
+    "use_dora": "the norm of its rows needs the sum of each matrix with its update, which is not computed",
+    "use_bias": "the module adds its biases itself",
+    "lora_dropout": "it acts on the input of the product, which only the module has",
+}
 # The implementations of experts in transformers whose products work with a sum that is not computed.
 _LAZY: Final = (None, "eager", "batched_mm", "grouped_mm")
 
@@ -206,10 +212,10 @@ def parameter_insertions(
 
 
 def _check_options(config: Any, address: str) -> None:
-    for option in ("use_dora", "use_bias", "lora_dropout"):
+    for option, reason in _WITHOUT.items():
         if getattr(config, option):
             msg = (
-                f"{address} is a parameter that its module reads itself, where a LoRA has no {option}. Set {option} to "
+                f"{address} is a parameter that its module reads itself, where a LoRA has no {option}: {reason}. Set {option} to "
                 f"{type(getattr(config, option))()}, or leave the parameter out."
             )
             raise ConfigError(msg)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from deltahub.algebra.factors import Factors, approximated
 from deltahub.algebra.methods import check_size
+from deltahub.algebra.places import Place
 from deltahub.algebra.result import Change, lora_options, lora_tensors
 from deltahub.engine.building import build, complete_config
 from deltahub.engine.filling import fill
@@ -66,7 +67,7 @@ def converted(
     for address, insertion in entry.insertions.items():
         change, shift = _change(address, module_at(backbone, address), insertion)
         best = approximated(change, rank, energy)
-        updates[delta_key(address, "")[:-1]] = best.factors
+        updates[Place.at(address)] = best.factors
         biases[address] = shift
         changes.append(Change(address, best.factors.rank, best.error))
     delta = _put_on(lora, backbone, updates, biases, name)
@@ -99,7 +100,7 @@ def _change(address: str, target: nn.Module, insertion: Any) -> tuple[Tensor, Te
 def _put_on(
     lora: Any,
     backbone: nn.Module,
-    updates: Mapping[str, Factors],
+    updates: Mapping[Place, Factors],
     biases: Mapping[str, Tensor | None],
     name: str | None,
 ) -> Any:

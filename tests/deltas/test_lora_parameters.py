@@ -242,8 +242,12 @@ def test_what_a_parameter_cannot_have_is_refused_in_words():
             LoraModel(model, modified_modules=["experts"], **option)
     with pytest.raises(NoMatchError, match=r"experts\.w3"):
         LoraModel(model, modified_modules=["experts.w3"])
-    with pytest.raises(NoMatchError):
+    with pytest.raises(NoMatchError, match="only a LoRA acts on such"):
         AdapterModel(model, modified_modules=["experts.w1"])
+    with pytest.raises(NoMatchError, match=r"experts\.w1"):
+        LoraModel(model, modified_modules=["experts.w11"])
+    with pytest.raises(TargetError, match=r"addressed as experts\.w1"):
+        LoraModel(model, modified_modules=["ff.w1"])
     delta = LoraModel(model, modified_modules=["experts.w1"], rank_pattern={"experts.gate_up_proj": 2})
     assert {parameter.shape[1:] for name, parameter in delta.named_parameters() if name.endswith("A")} == {(2, 16)}
     with pytest.raises(RouteError, match="all rows of a batch share"), route(model, [delta, None]):

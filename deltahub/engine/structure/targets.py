@@ -278,9 +278,13 @@ def _no_match(
         return NoMatchError(
             pattern, (), "The backbone has no linear layer beside its head that exclude_modules does not leave out."
         )
-    near = nearest_names(pattern.replace(MARK, ""), [*modules, *commons])
     hint = ""
-    if (MARK in pattern or common_structure) and not structure.roots:
+    if common_structure is not False:
+        commons += [named.common.replace(MARK, "") for named in named_experts(structure) if named.parameter]
+    near = nearest_names(pattern.replace(MARK, ""), [*modules, *commons])
+    if _match_parameters(pattern, structure, common_structure, ()):
+        hint = "It means parameters that a module reads itself, and only a LoRA acts on such."
+    elif (MARK in pattern or common_structure) and not structure.roots:
         hint = (
             f"It is a common name, and no part of this backbone is certain to be it. {describe_linear_layers(modules, structure.guess)} "
             "Pass modified_modules with real names; `deltahub inspect` shows them all."
