@@ -35,6 +35,7 @@ _COMMANDS: Final[dict[str, tuple[str, str | None]]] = {
     "rm": ("rm", "rm"),
     "rename": ("rename", "rename"),
     "gc": ("gc", "gc"),
+    "retention": ("retention", "retention"),
     "lock": ("lock", "lock"),
     "sync": ("lock", "sync"),
     "convert": ("convert", "convert"),
