@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +18,15 @@ from .output import Output, say, size_text
 
 if TYPE_CHECKING:
     from deltahub.handle.exporting import Exported
+
+
+class Precision(StrEnum):
+    """The precisions of a dequantised model."""
+
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+    FLOAT32 = "float32"
+
 
 FORMATS = f"{', '.join(form for form in Format if form in WRITERS)}, or merged: a model with the delta in its weights"
 BackboneOpt = Annotated[
@@ -55,6 +65,14 @@ def convert(
             help="Use a backbone that is not the recorded one, such as the full precision of a quantised one.",
         ),
     ] = False,
+    dequantise: Annotated[
+        Precision | None,
+        typer.Option(
+            "--dequantise",
+            metavar="DTYPE",
+            help="With merged, on a quantised backbone: write a plain model of bfloat16, float16 or float32, and compare its outputs.",
+        ),
+    ] = None,
     allow_pickle: OpenPickleOpt = False,
     as_json: JsonOpt = False,
     quiet: QuietOpt = False,
@@ -69,8 +87,12 @@ def convert(
 
     [dim]deltahub convert acme/ner ./model --format merged --backbone ./bert --verify[/dim]
 
+    [dim]deltahub convert acme/ner ./model --format merged --backbone ./bert-4bit --dequantise bfloat16[/dim]
+
     [dim]deltahub convert ./dora ./lora --format peft --as-lora 16 --backbone ./llama[/dim]
     """
+    import torch
+
     from deltahub.conversion.convert import convert as compute
 
     out = Output(as_json=as_json, quiet=quiet)
@@ -84,6 +106,7 @@ def convert(
         energy=energy,
         check_hash=not no_check_hash,
         allow_pickle=allow_pickle,
+        dequantise=None if dequantise is None else getattr(torch, dequantise),
     )
     print_exported(out, result)
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from deltahub.algebra.result import Change
@@ -29,7 +30,7 @@ from deltahub.formats.backbone import Backbone
 from deltahub.formats.backbone_check import require_recorded
 from deltahub.formats.writing import Format, check_target, files_of, write_files, write_folder, written_from
 from deltahub.handle.base import DeltaBase, deltas_of
-from deltahub.handle.exporting import Exported, Source, export, format_of, live
+from deltahub.handle.exporting import Exported, Source, check_dequantise, export, format_of, live
 from deltahub.handle.probe import Probe
 from deltahub.handle.recording import load_backbone
 from deltahub.handle.verification import unchanged
@@ -48,6 +49,7 @@ def convert(
     check_hash: bool | str = True,
     allow_pickle: bool = False,
     cache_dir: str | os.PathLike[str] | None = None,
+    dequantise: torch.dtype | None = None,
 ) -> Exported:
     """Write a delta in another format.
 
@@ -65,6 +67,8 @@ def convert(
             recorded one.
         allow_pickle: whether the source's weights may be a pickle, which is then opened with `weights_only=True`.
         cache_dir: the cache for pulled deltas, if not the default one.
+        dequantise: with ``"merged"`` on a quantised backbone: write a plain model of this dtype, and compare its outputs with those of the
+            quantised one.
 
     Returns:
         The folder, its size, the error of each module of a computed LoRA, and the comparison.
@@ -81,6 +85,7 @@ def convert(
     except TypeError as error:
         msg = f"Expected a folder to write into, got {to!r} of type {type(to).__name__}."
         raise ConfigError(msg) from error
+    check_dequantise(dequantise, form)
     lora = Rank(as_lora, energy) if as_lora is not None or energy is not None else None
     origin = read_cached(lambda: locate(source, cache_dir), lambda place: _read(place, allow_pickle=allow_pickle))
     _refuse_within(origin.folder, folder)
@@ -93,7 +98,7 @@ def convert(
             raise ConfigError(msg)
         options = {"check_hash": check_hash, "allow_pickle": allow_pickle, "cache_dir": cache_dir}
         with _loaded(origin, source, backbone, options) as (delta, start):
-            return _export(delta, start, origin, folder, form, verify, lora)
+            return _export(delta, replace(start, dequantise=dequantise), origin, folder, form, verify, lora)
     assert origin.saved is not None  # no reason
     model_or_path = backbone if backbone is None or isinstance(backbone, nn.Module) else os.fspath(backbone)
     facts = Backbone.of(origin.saved, model_or_path, exact=check_hash is True)
@@ -202,7 +207,7 @@ def _loaded(
             if not isinstance(backbone, nn.Module):
                 folder = backbone_folder(os.fspath(backbone))
                 named = "" if Path(backbone).expanduser().is_dir() else os.fspath(backbone)
-                start = replace(start, named=named, tokenizers=(folder,))
+                start = replace(start, named=named, tokenizers=(folder,), is_spare=True)
             yield (
                 delta,
                 replace(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Self, cast
 
@@ -286,6 +287,7 @@ class DeltaBase(SaveLoadMixin, Method):
         format: str = "peft",  # noqa: A002  (the name that users expect)
         *,
         verify: bool | Mapping[str, Tensor] = False,
+        dequantise: torch.dtype | None = None,
     ) -> Exported:
         """Write the delta in a format of another library, or merged into its backbone.
 
@@ -295,6 +297,8 @@ class DeltaBase(SaveLoadMixin, Method):
                 docs/converting.md.
             verify: load what was written and compare the outputs before it is moved into place: True for random tokens, or the inputs of the
                 backbone's forward by name.
+            dequantise: with ``"merged"`` on a quantised backbone: write a plain model of this dtype, and compare its outputs with those of the
+                quantised one.
 
         Returns:
             The folder, its size, and the comparison.
@@ -309,7 +313,7 @@ class DeltaBase(SaveLoadMixin, Method):
         self.check_places()
         target, form = Path(folder).expanduser(), exporting.format_of(format)
         check_target(target, form)
-        source = exporting.live(self.backbone_model, self._entry)
+        source = replace(exporting.live(self.backbone_model, self._entry), dequantise=dequantise)
         return exporting.export(source, target, form, self.save_finetuned, verify)
 
     def named_tensors(self, format: str = "deltahub") -> Iterator[tuple[str, Tensor]]:  # noqa: A002  (as in export)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
+import torch
 from torch import Tensor, nn
 
 from deltahub.algebra.result import Change
@@ -18,6 +19,7 @@ from deltahub.checkpoint import checkpoint
 from deltahub.checkpoint.backbone_fit import backbone_folder
 from deltahub.checkpoint.checkpoint import Checkpoint
 from deltahub.checkpoint.foreign import TOKENIZER
+from deltahub.engine.building import check_dtype
 from deltahub.engine.guards import refuse_merged
 from deltahub.engine.ledger import Entry
 from deltahub.engine.sharding import is_sharded
@@ -26,7 +28,7 @@ from deltahub.files.atomic import scratch, sync_file, write_synced
 from deltahub.formats.backbone import Backbone
 from deltahub.formats.writing import Format, card_from, files_of, write_files, write_folder
 from deltahub.handle.loading import load
-from deltahub.handle.merging import merged_copy
+from deltahub.handle.merging import merged_copy, merged_for_good
 from deltahub.handle.probe import detached, refuse_others
 from deltahub.handle.recording import load_backbone
 from deltahub.handle.types import class_for
@@ -68,6 +70,8 @@ class Source:
         named: the model id of the backbone, if known.
         tokenizers: folders that may have the tokenizer of a merged model, the first choice first.
         check_hash: how the backbone is compared with the record of the delta: see `from_finetuned`.
+        dequantise: the dtype of a merged model of a quantised backbone, whose layers become plain ones; None to refuse one.
+        is_spare: whether nobody else uses the backbone, so that a delta is merged into it rather than into a copy.
     """
 
     backbone: nn.Module
@@ -77,6 +81,8 @@ class Source:
     named: str = ""
     tokenizers: tuple[Path, ...] = ()
     check_hash: bool | str = True
+    dequantise: torch.dtype | None = None
+    is_spare: bool = False
 
 
 def format_of(name: str) -> Format:
@@ -90,6 +96,20 @@ def format_of(name: str) -> Format:
     except ValueError as error:
         msg = f"{name!r} is not a format; expected one of {', '.join(Format)}."
         raise ConfigError(msg) from error
+
+
+def check_dequantise(dtype: torch.dtype | None, form: Format) -> None:
+    """Refuse to dequantise for a format without the backbone's weights, and into a dtype that is not one of floats.
+
+    Raises:
+        ConfigError: it is.
+    """
+    if dtype is None:
+        return
+    if form is not Format.MERGED:
+        msg = f"dequantise is for a merged model; the format {form} holds the delta alone. Leave it out."
+        raise ConfigError(msg)
+    check_dtype(dtype)
 
 
 def live(backbone: nn.Module, entry: Entry) -> Source:
@@ -124,9 +144,10 @@ def export(
     reference = None
     if verify is not False or form is Format.MERGED:
         _require_alone(source)
-    if verify is not False:
-        inputs = None if verify is True else verify
-        reference = Reference.take(source.backbone, source.entry, inputs)
+    check_dequantise(source.dequantise, form)
+    if verify is not False or source.dequantise is not None:  # the values of codes are rounded: by how much is said
+        inputs = None if isinstance(verify, bool) else verify
+        reference = Reference.take(source.backbone, source.entry, inputs, is_exact=source.dequantise is None)
     done: list[Comparison] = []
 
     def check(stage: Path) -> None:
@@ -172,20 +193,24 @@ def _merged(source: Source) -> Any:
     """Return the backbone with the delta merged, as a model of transformers.
 
     Raises:
-        ConfigError: transformers cannot save it, it is quantised, or the delta cannot be merged.
+        ConfigError: transformers cannot save it, it is quantised and not to be dequantised, or the delta cannot be merged.
     """
     backbone = source.backbone
     if not hasattr(backbone, "save_pretrained") or _is_part(type(backbone)):
         msg = f"A {type(backbone).__name__} cannot be saved so that transformers loads it by its config. Put the delta on a whole model of transformers."
         raise ConfigError(msg)
-    if any(getattr(backbone, name, False) is True for name in _QUANTISED) or getattr(backbone, "hf_quantizer", None):
+    quantised = any(getattr(backbone, name, False) is True for name in _QUANTISED) or getattr(
+        backbone, "hf_quantizer", None
+    )
+    if quantised and source.dequantise is None:
         msg = (
-            f"The {type(backbone).__name__} is quantised, and a merge would round the delta to its few bits. Save a plain model instead: "
-            "deltahub.merged_copy(backbone, dtype=torch.bfloat16).save_pretrained(folder). Or load the backbone and the delta separately."
+            f"The {type(backbone).__name__} is quantised, and a merge would round the delta to its few bits. Write a plain model of its "
+            "dequantised weights: dequantise=torch.bfloat16 in Python, --dequantise bfloat16 on the command line. Or load the backbone and the "
+            "delta separately."
         )
         raise ConfigError(msg)
     try:
-        return merged_copy(backbone)
+        return (merged_for_good if source.is_spare else merged_copy)(backbone, source.dequantise)
     except MergeError as error:
         msg = f"The delta cannot be written as a merged model. {error}"
         raise ConfigError(msg) from error

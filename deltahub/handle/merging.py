@@ -293,34 +293,46 @@ def merged_copy(backbone: nn.Module, dtype: torch.dtype | None = None) -> Any:
             module would run the original.
         ConfigError: `dtype` is not a dtype of floating-point numbers of 16 bits or more.
     """
+    _check_copy(backbone, dtype)
+    return merged_for_good(copy.deepcopy(backbone), dtype)
+
+
+def merged_for_good(backbone: nn.Module, dtype: torch.dtype | None = None) -> Any:
+    """Merge every attached delta into a backbone itself and leave no trace of deltas, without a second backbone in memory.
+
+    Args and errors are those of `merged_copy`; after a `MergeError` a part may be merged.
+    """
+    _check_copy(backbone, dtype)
+    restore_forwards(modules_by_name(backbone))
+    changed = {name for name, record in overrides(modules_by_name(backbone)) if record.merged}
+    if dtype is not None:
+        make_plain(backbone)
+    holders = [(address, module) for address, module in own_modules(backbone) if CHILD in module._modules]
+    silent = {
+        name: uncalled(backbone, name, [address for address, module in holders if name in site_of(module).slots])
+        for name in {name for _, module in holders for name in site_of(module).slots}
+    }
+    for address, module in holders:
+        for name in [*site_of(module)._modules]:
+            _write(backbone, name, _as_one(holders, address, module, name), changed, silent[name])
+    for _, module in own_modules(backbone):
+        for name in [*site_of(module).slots] if CHILD in module._modules else ():
+            eject(module, name)
+        drop_ledger(module)
+    forget_values(backbone)
+    forget_trainable(backbone)
+    if dtype is not None:
+        cast(backbone, dtype)
+    return backbone
+
+
+def _check_copy(backbone: nn.Module, dtype: torch.dtype | None) -> None:
     refuse_routed(backbone)
     refuse_partitioned(backbone)
     refuse_captured(modules_by_name(backbone))
     if dtype is not None:
         check_dtype(dtype)
         _refuse_unreadable(backbone)
-    twin = copy.deepcopy(backbone)
-    restore_forwards(modules_by_name(twin))
-    changed = {name for name, record in overrides(modules_by_name(twin)) if record.merged}
-    if dtype is not None:
-        make_plain(twin)
-    holders = [(address, module) for address, module in own_modules(twin) if CHILD in module._modules]
-    silent = {
-        name: uncalled(twin, name, [address for address, module in holders if name in site_of(module).slots])
-        for name in {name for _, module in holders for name in site_of(module).slots}
-    }
-    for address, module in holders:
-        for name in [*site_of(module)._modules]:
-            _write(twin, name, _as_one(holders, address, module, name), changed, silent[name])
-    for _, module in own_modules(twin):
-        for name in [*site_of(module).slots] if CHILD in module._modules else ():
-            eject(module, name)
-        drop_ledger(module)
-    forget_values(twin)
-    forget_trainable(twin)
-    if dtype is not None:
-        cast(twin, dtype)
-    return twin
 
 
 def _as_one(holders: Sequence[tuple[str, nn.Module]], address: str, module: nn.Module, name: str) -> list[str]:

@@ -5,7 +5,7 @@ The largest difference of an output may be
     min(sqrt(eps) * largest output, effect / 2)       eps: of the dtype of the outputs; effect: largest change by the delta
 
 The first term allows for sums of rounded products in another order; with the second, a delta that was lost does not pass for one with a
-small effect.
+small effect. A dequantised model has rounded weights, and layers that round their inputs no more: there only the second term counts.
 """
 
 from __future__ import annotations
@@ -60,12 +60,15 @@ class Reference:
     bound: float
 
     @classmethod
-    def take(cls, backbone: nn.Module, entry: Entry, inputs: Mapping[str, Tensor] | None) -> Reference:
+    def take(
+        cls, backbone: nn.Module, entry: Entry, inputs: Mapping[str, Tensor] | None, *, is_exact: bool = True
+    ) -> Reference:
         """Run a backbone with a delta and without it, in eval mode.
 
         Args:
             entry: the delta, which is attached.
             inputs: arguments of the backbone's forward; None for random tokens, pixels or samples.
+            is_exact: whether the other model has the same weights, so that the first term of the bound holds; a dequantised one has not.
 
         Raises:
             CheckpointError: the delta changes none of the outputs, or they are not finite.
@@ -86,7 +89,8 @@ class Reference:
             )
             raise CheckpointError(msg)
         bound = math.sqrt(torch.finfo(acting.dtype).eps) * _largest(acting)
-        bound = bound if effect is None else min(bound, effect / 2)
+        if effect is not None:
+            bound = min(bound, effect / 2) if is_exact else effect / 2
         return cls(inputs, acting, effect, bound)
 
     def compare(self, model: nn.Module) -> Comparison:

@@ -5,13 +5,16 @@ import re
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from deltahub import AutoDeltaModel, BitFitModel, LoraModel, convert, deltas_of, export_peft
 from deltahub.checkpoint.config import known_types
+from deltahub.engine.fingerprint import fingerprint
 from deltahub.errors import CheckpointError, ConfigError, FingerprintMismatch, StorageError, VerificationError
 from deltahub.formats.writing import WRITERS, Format, write_folder
 from tests.backbones import gpt2, llama, stir, t5
+from tests.quantised import quantise
 
 FORMATS = [*WRITERS, Format.MERGED]
 WAY_OUT = re.compile(r"--as-lora|\b(Load|Keep|Use|Pass|Choose|Train|Convert|Write|Put)\b")
@@ -173,8 +176,38 @@ def test_a_quantised_backbone_is_not_merged_into(tmp_path):
     model = llama()
     delta = attached(model, "lora")
     model.is_quantized = True
-    with pytest.raises(ConfigError, match="LlamaForCausalLM is quantised"):
+    with pytest.raises(ConfigError, match=r"LlamaForCausalLM is quantised.*--dequantise"):
         delta.export(tmp_path / "out", "merged")
+    with pytest.raises(ConfigError, match="dequantise is for a merged model"):
+        delta.export(tmp_path / "out", "peft", dequantise=torch.bfloat16)
+    with pytest.raises(ConfigError, match="int8"):
+        delta.export(tmp_path / "out", "merged", dequantise=torch.int8)
+
+
+def test_a_merged_model_of_a_quantised_backbone_is_plain_and_its_error_is_told(tmp_path):
+    model = quantise(llama(), "nf4")
+    model.is_quantized = model.is_loaded_in_4bit = True
+    model.hf_quantizer, model._weight_conversions = object(), ["of codes"]  # as transformers leaves them
+    delta = attached(model, "lora")
+    before = fingerprint(model).hash
+    done = delta.export(tmp_path / "out", "merged", dequantise=torch.float32)
+    merged = LlamaForCausalLM.from_pretrained(tmp_path / "out")
+
+    assert 0 <= done.comparison.difference < 1e-4 < done.comparison.effect
+    assert {parameter.dtype for parameter in merged.parameters()} == {torch.float32}
+    assert "quantization_config" not in (tmp_path / "out" / "config.json").read_text()
+    assert fingerprint(model).hash == before
+    assert delta.attached
+
+
+def test_a_backbone_that_nobody_else_uses_is_merged_into_without_a_copy(
+    backbone, backbone_folder, saved, tmp_path, monkeypatch
+):
+    expected = convert(saved["lora"], tmp_path / "copied", "merged", backbone=backbone)
+    monkeypatch.setattr("deltahub.handle.exporting.merged_copy", lambda *_: pytest.fail("a second backbone"))
+    convert(saved["lora"], tmp_path / "out", "merged", backbone=backbone_folder)
+    files = [load_file(place / "model.safetensors") for place in (expected.folder, tmp_path / "out")]
+    assert all(torch.equal(files[1][name], tensor) for name, tensor in files[0].items())
 
 
 def test_a_merge_refuses_another_delta_that_acts_and_one_that_does_not(tmp_path):

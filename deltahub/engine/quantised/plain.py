@@ -25,6 +25,8 @@ def make_plain(backbone: nn.Module) -> None:
     for _, module in [*own_modules(backbone)]:
         if (coded := quantised(module)) is not None:
             replace(module, coded, nn.Parameter(coded.values().float(), requires_grad=False))
+        if "hf_quantizer" in vars(module):  # those of the codes; save_pretrained falls back to those of the class
+            vars(module).pop("_weight_conversions", None)
         for mark in _MARKS:
             vars(module).pop(mark, None)
         config: Any = vars(module).get("config")
