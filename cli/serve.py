@@ -73,6 +73,15 @@ RateOpt = Annotated[
         show_default="0 on this machine alone, else 100",
     ),
 ]
+CatalogueOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--catalogue",
+        metavar="URL",
+        help="postgresql://host/database: searches use it, shared by all processes and machines.",
+        show_default="an SQLite file",
+    ),
+]
 PickleOpt = Annotated[
     list[str] | None,
     typer.Option(
@@ -108,6 +117,7 @@ def serve(
     max_file: MaxFileOpt = "5GB",
     max_commit: MaxCommitOpt = "7GB",
     rate: RateOpt = None,
+    catalogue: CatalogueOpt = None,
     allow_pickle: PickleOpt = None,
     grace: GraceOpt = "60s",
     access_log: AccessLogOpt = None,
@@ -138,6 +148,7 @@ def serve(
     plan = Run(
         registry=registry,
         settings=settings.to_json(),
+        catalogue=catalogue,
         workers=workers,
         certificate=str(tls_cert) if tls_cert else None,
         key=str(tls_key) if tls_key else None,
@@ -149,7 +160,7 @@ def serve(
     )
     if plan.certificate:
         check_tls(plan.certificate, plan.key)
-    place, tokens_known = _opened(registry, direct=direct)
+    place, tokens_known = _opened(registry, direct=direct, catalogue=catalogue)
     listener = listen(host, port)
     address = public_url or f"{'https' if tls_cert else 'http'}://{_shown(host)}:{listener.getsockname()[1]}"
     in_clear = not (host in _LOOPBACK or tls_cert or public_url)
@@ -191,13 +202,16 @@ def _settings(
     )
 
 
-def _opened(registry: str, *, direct: bool) -> tuple[str, bool]:
+def _opened(registry: str, *, direct: bool, catalogue: str | None) -> tuple[str, bool]:
     """Return a registry's address for display, and whether it has an unrevoked token; each process opens the registry itself."""
+    from deltahub.registry.search.catalogue import open_catalogue
     from deltahub.server.served_registry import open_registry
     from deltahub.server.tokens import Tokens
+    from deltahub.settings.environment import cache_home
     from deltahub.stores.base import DirectStore
 
     opened = open_registry(registry)
+    open_catalogue(opened, cache_home(), catalogue)
     if direct and not isinstance(opened.store, DirectStore):
         msg = f"--direct lets clients speak with a bucket, and {opened.place} is not in one. Leave it out."
         raise typer.BadParameter(msg)

@@ -30,6 +30,7 @@ from deltahub.stores.local import LocalStore
 from tests.browsers import browser, contexts, keep, visit  # noqa: F401  (fixtures)
 from tests.checkpoints import save_checkpoint
 from tests.faults import Faults
+from tests.postgres_server import postgres  # noqa: F401  (a fixture)
 from tests.s3_servers import _s3, moto, proxy, s3, s3_keys, seaweed  # noqa: F401  (fixtures)
 
 # torch and transformers are half a million objects, and to walk them took a tenth of all the time.

@@ -63,12 +63,13 @@ def guards(store: Store, settings: Settings, metrics: Metrics) -> list[Middlewar
     ]
 
 
-def build_app(registry: Registry, settings: Settings | None = None) -> Starlette:
+def build_app(registry: Registry, settings: Settings | None = None, catalogue: str | None = None) -> Starlette:
     """Build the ASGI application that serves a registry.
 
     Args:
         registry: the registry to serve. Several processes may serve the same one.
         settings: of the server; the defaults are safe on a personal machine.
+        catalogue: location of a database for the catalogue; None for an SQLite file.
     """
     settings = settings or Settings()
     metrics = Metrics()
@@ -82,7 +83,7 @@ def build_app(registry: Registry, settings: Settings | None = None) -> Starlette
             HTTPException: answer_http,
         },
     )
-    app.state.hub = State(registry, settings)
+    app.state.hub = State(registry, settings, catalogue)
     app.state.metrics = metrics
     app.state.readiness = health.Readiness(registry.store)
     return app

@@ -103,6 +103,7 @@ class Run:
     Attributes:
         registry: name of the source to serve, or location of a registry: a folder or ``"s3://bucket/prefix"``.
         settings: as JSON.
+        catalogue: location of a database for the catalogue, ``"postgresql://host/database"``; None for an SQLite file.
         workers: number of processes.
         certificate: file with the TLS certificate and its chain; None for plain HTTP.
         key: file with its private key; None if it is in the certificate's file.
@@ -116,6 +117,7 @@ class Run:
 
     registry: str
     settings: str
+    catalogue: str | None = None
     workers: int = 1
     certificate: str | None = None
     key: str | None = None
@@ -186,7 +188,7 @@ def application() -> Starlette:
     set_up(Path(hub.access) if hub.access else None, Path(hub.audit) if hub.audit else None, quiet=hub.quiet)
     _end_with_parent()
     GuardedProtocol.admission = Connections(connections_for(CONNECTIONS), hub.proxies)
-    app = build_app(open_registry(hub.registry), Settings.from_json(hub.settings))
+    app = build_app(open_registry(hub.registry), Settings.from_json(hub.settings), hub.catalogue)
     app.state.holder = holder  # keeps the lock while the process serves
     return app
 

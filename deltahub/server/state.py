@@ -20,7 +20,8 @@ from deltahub.checkpoint.manifest import FileEntry, Manifest
 from deltahub.files.sized_cache import SizedCache
 from deltahub.reference import Digest
 from deltahub.registry.registry import Registry
-from deltahub.registry.search.index import INDEXES, Index
+from deltahub.registry.search.catalogue import open_catalogue
+from deltahub.registry.search.index import INDEXES
 from deltahub.server.budget import Budget
 from deltahub.server.records import Records
 from deltahub.server.settings import Settings
@@ -87,12 +88,13 @@ class State:
     Args:
         registry: the registry to serve.
         settings: of the server.
+        catalogue: location of a database for the catalogue; None for an SQLite file.
     """
 
-    def __init__(self, registry: Registry, settings: Settings) -> None:
+    def __init__(self, registry: Registry, settings: Settings, catalogue: str | None = None) -> None:
         self.registry = registry
         self.settings = settings
-        self.index = Index.of(registry, cache_home() / INDEXES)
+        self.index = open_catalogue(registry, cache_home() / INDEXES, catalogue)
         self.records = Records(registry.store)
         self.repository_locks = RepositoryLocks()
         self.signer = Signer(registry.store)

@@ -105,6 +105,12 @@ class Metrics:
         self.active = Gauge(
             "deltahub_active_requests", "Requests under way.", registry=self.registry, multiprocess_mode="livesum"
         )
+        self.catalogue_down = Gauge(
+            "deltahub_catalogue_down",
+            "Processes whose searches are answered without the database of the catalogue.",
+            registry=self.registry,
+            multiprocess_mode="livesum",
+        )
 
     def count(self, method: str, route: str, status: int, seconds: float, received: int, sent: int) -> None:
         """Count one request."""

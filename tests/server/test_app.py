@@ -7,6 +7,9 @@ import sqlite3
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
+from starlette.testclient import TestClient
+
 from deltahub.checkpoint.checkpoint import describe
 from deltahub.reference import Reference
 from deltahub.registry.publish import Publication, publish
@@ -46,3 +49,16 @@ def test_a_hub_begins_without_its_index_where_the_registry_cannot_be_read(tmp_pa
     (tmp_path / "registry").write_text("a file")
     begun(Registry(LocalStore(tmp_path / "registry")))
     assert "The search index waits for the first visitor" in caplog.text
+
+
+def test_a_hub_whose_catalogue_is_down_searches_and_says_so(tmp_path, monkeypatch):
+    pytest.importorskip("psycopg")
+    monkeypatch.setenv("DELTAHUB_CACHE", str(tmp_path / "cache"))
+    registry = Registry(LocalStore(tmp_path / "registry"))
+    folder = save_delta(tmp_path / "ckpt")
+    publish(registry, Publication(Reference.parse("acme/ner"), describe(folder), folder))
+    app = build_app(registry, catalogue=f"postgresql:///none?host={tmp_path}")
+    with TestClient(app) as client:
+        assert "acme/ner" in client.get("/?q=ner").text
+        assert client.get("/readyz").text == "ready; the database of the catalogue is down\n"
+        assert "deltahub_catalogue_down 1.0" in client.get("/metrics").text

@@ -1,13 +1,11 @@
-"""Facets: the most frequent values of each facet among the search results, counted in the index."""
+"""Facets: the most frequent values of each facet among the search results."""
 
 from __future__ import annotations
 
-import sqlite3
-from dataclasses import dataclass, replace
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Final, Protocol
 
-from deltahub.registry.search.conditions import Query, conditions
-from deltahub.registry.search.index import Index
+from deltahub.registry.search.conditions import Query
 
 SHOWN: Final = ("delta_type", "backbone", "tags", "author")
 
@@ -26,37 +24,23 @@ class Facet:
     values: tuple[tuple[str, int], ...]
     chosen: tuple[str, ...]
 
-
-def facets(index: Index, query: Query, limit: int = 8) -> list[Facet]:
-    """Count the values of each facet.
-
-    The query's own value of a facet does not narrow that facet, so that another one can be chosen instead; tags narrow each other.
-
-    Args:
-        limit: values per facet; the values in the query come on top.
-    """
-
-    def ask(database: sqlite3.Connection) -> list[Facet]:
-        return [_facet(database, name, query, limit) for name in SHOWN]
-
-    return index.read(ask)
+    @classmethod
+    def of(cls, name: str, query: Query, counts: list[tuple[str, int]]) -> Facet:
+        """Return a facet with the values that the query chose first, if no delta has them."""
+        chosen = chosen_in(query, name)
+        missing = [(value, 0) for value in chosen if value not in dict(counts)]
+        return cls(name, (*missing, *counts), chosen)
 
 
-def _facet(database: sqlite3.Connection, name: str, query: Query, limit: int) -> Facet:
-    if name == "tags":
-        condition, values = conditions(query)
-        source = "deltas JOIN tags USING (id)" if values else "tags"  # without conditions, every tag counts
-        counted = f"SELECT tag AS value, count(*) AS times FROM {source}"  # noqa: S608  (one of the two)
-        chosen = query.tags
-    else:
-        without: dict[str, Any] = {name: None}
-        condition, values = conditions(replace(query, **without))
-        counted = f"SELECT {name} AS value, count(*) AS times FROM deltas"  # noqa: S608  (from SHOWN)
-        chosen = tuple(filter(None, [getattr(query, name)]))
-    rows = database.execute(
-        f"{counted} WHERE {condition} GROUP BY value HAVING value <> '' ORDER BY times DESC, value LIMIT ?",
-        [*values, limit + len(chosen)],
-    )
-    counts = [(str(value), int(times)) for value, times in rows]
-    missing = [(value, 0) for value in chosen if value not in dict(counts)]
-    return Facet(name, (*missing, *counts), chosen)
+def chosen_in(query: Query, name: str) -> tuple[str, ...]:
+    """Return the values of a facet in a query."""
+    return query.tags if name == "tags" else tuple(filter(None, [getattr(query, name)]))
+
+
+class _Catalogue(Protocol):
+    def facets(self, query: Query, limit: int = 8) -> list[Facet]: ...
+
+
+def facets(catalogue: _Catalogue, query: Query, limit: int = 8) -> list[Facet]:
+    """Count the values of each facet: see `deltahub.registry.search.catalogue.Catalogue.facets`."""
+    return catalogue.facets(query, limit)

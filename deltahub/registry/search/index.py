@@ -9,8 +9,8 @@ import contextlib
 import hashlib
 import json
 import sqlite3
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
@@ -20,8 +20,21 @@ from deltahub.errors import DeltaHubError
 from deltahub.files.permissions import inherit_permissions, make_folder, make_root
 from deltahub.reference import Digest
 from deltahub.registry.registry import Registry
-from deltahub.registry.search.conditions import INDEXED, Part, Search, Value, fewest, ids, joined, order, parts
+from deltahub.registry.search.conditions import (
+    INDEXED,
+    Part,
+    Query,
+    Search,
+    Value,
+    conditions,
+    fewest,
+    ids,
+    joined,
+    order,
+    parts,
+)
 from deltahub.registry.search.entry import CatalogueEntry
+from deltahub.registry.search.facets import SHOWN, Facet, chosen_in
 from deltahub.registry.search.read_documents import Told
 from deltahub.registry.search.refresh import refresh
 from deltahub.registry.search.tables import SqliteTables, connect
@@ -75,6 +88,7 @@ class Index:
     def __init__(self, path: Path, registry: Registry) -> None:
         self.path = path
         self.registry = registry
+        self.failure = ""  # see `Catalogue`: a damaged file is rebuilt at once
 
     @classmethod
     def of(cls, registry: Registry, folder: Path) -> Index:
@@ -91,22 +105,22 @@ class Index:
         query = search.query
 
         def ask(database: sqlite3.Connection) -> tuple[list[Listed], int]:
-            conditions, decided = parts(query), dict[str | None, Difference]()
-            first = fewest(database, conditions)
+            found, decided = parts(query), dict[str | None, Difference]()
+            first = fewest(database, found)
             if search.backbone is not None:
-                decided = self._decided(database, *joined(conditions, first), search.backbone)
+                decided = self._decided(database, *joined(found, first), search.backbone)
                 able = [
                     record or "" for record, difference in decided.items() if query.near or difference.level in FITS
                 ]
-                conditions.append(Part("ifnull(record, '') IN (SELECT value FROM json_each(?))", (json.dumps(able),)))
-            matching, values = ids(conditions, first)
+                found.append(Part("ifnull(record, '') IN (SELECT value FROM json_each(?))", (json.dumps(able),)))
+            matching, values = ids(found, first)
             hits = database.execute(f"{matching} LIMIT ?", [*values, _MANY]).fetchall()
             total = len(hits)
             if total < _MANY:  # the list is complete
                 condition, values = "id IN (SELECT value FROM json_each(?))", [json.dumps([hit for (hit,) in hits])]
             else:
                 total = database.execute(f"SELECT count(*) FROM ({matching})", values).fetchone()[0]  # noqa: S608
-                condition, values = joined(conditions, None if query.sort in INDEXED else first)
+                condition, values = joined(found, None if query.sort in INDEXED else first)
             page = f"SELECT id FROM deltas WHERE {condition} ORDER BY {order(query)} LIMIT ? OFFSET ?"  # noqa: S608
             place = [-1 if search.limit is None else min(search.limit, _MOST), min(search.offset, _MOST)]
             chosen = database.execute(page, [*values, *place]).fetchall()
@@ -116,22 +130,16 @@ class Index:
 
         return self.read(ask, search.report)
 
+    def facets(self, query: Query, limit: int = 8) -> list[Facet]:
+        """See `deltahub.registry.search.catalogue.Catalogue.facets`."""
+        return self.read(lambda database: [_facet(database, name, query, limit) for name in SHOWN])
+
     def _decided(
         self, database: sqlite3.Connection, condition: str, values: list[Value], backbone: Tensors
     ) -> dict[str | None, Difference]:
         """Compare each backbone record of the matching deltas with the backbone; many deltas share a record."""
         rows = database.execute(f"SELECT DISTINCT record FROM deltas WHERE {condition}", values)  # noqa: S608
-        records: list[str | None] = [record for (record,) in rows]
-
-        def decide(record: str | None) -> Difference:
-            try:
-                data = self.registry.store.read(object_key(record)) if record else None
-                expected = Fingerprint.from_bytes(data) if data else Fingerprint(())
-            except DeltaHubError:  # missing or damaged: `verify` reports it
-                expected = Fingerprint(())
-            return fit(expected, backbone)
-
-        return dict(zip(records, map_concurrently(decide, records, self.registry.store.at_once), strict=True))
+        return fits_of(self.registry, [record for (record,) in rows], backbone)
 
     def read(self, ask: Callable[[sqlite3.Connection], T], report: Told | None = None) -> T:
         """Run a function on the database, once it is up to date.
@@ -168,6 +176,36 @@ class Index:
                 with database:
                     upkeep()
             return ask(database)
+
+
+def fits_of(registry: Registry, records: Sequence[str | None], backbone: Tensors) -> dict[str | None, Difference]:
+    """Compare backbone records, given by their sha256, with a backbone."""
+
+    def decide(record: str | None) -> Difference:
+        try:
+            data = registry.store.read(object_key(record)) if record else None
+            expected = Fingerprint.from_bytes(data) if data else Fingerprint(())
+        except DeltaHubError:  # missing or damaged: `verify` reports it
+            expected = Fingerprint(())
+        return fit(expected, backbone)
+
+    return dict(zip(records, map_concurrently(decide, records, registry.store.at_once), strict=True))
+
+
+def _facet(database: sqlite3.Connection, name: str, query: Query, limit: int) -> Facet:
+    if name == "tags":
+        condition, values = conditions(query)
+        source = "deltas JOIN tags USING (id)" if values else "tags"  # without conditions, every tag counts
+        counted = f"SELECT tag AS value, count(*) AS times FROM {source}"  # noqa: S608  (one of the two)
+    else:
+        without: dict[str, Any] = {name: None}
+        condition, values = conditions(replace(query, **without))
+        counted = f"SELECT {name} AS value, count(*) AS times FROM deltas"  # noqa: S608  (from SHOWN)
+    rows = database.execute(
+        f"{counted} WHERE {condition} GROUP BY value HAVING value <> '' ORDER BY times DESC, value LIMIT ?",
+        [*values, limit + len(chosen_in(query, name))],
+    )
+    return Facet.of(name, query, [(str(value), int(times)) for value, times in rows])
 
 
 def listed(row: Mapping[str, Any], fit: Difference | None) -> Listed:

@@ -73,7 +73,8 @@ async def ready(request: Request) -> Response:
     assert isinstance(readiness, Readiness)
     if not await readiness.check():
         raise Refusal(503, "The hub cannot reach its registry.", headers={"Retry-After": "5"})
-    return PlainTextResponse("ready\n")
+    down = bool(state_of(request).index.failure)
+    return PlainTextResponse("ready; the database of the catalogue is down\n" if down else "ready\n")
 
 
 async def metrics(request: Request) -> Response:
@@ -86,6 +87,7 @@ async def metrics(request: Request) -> Response:
         require_admin(request)
     counts = request.app.state.metrics
     assert isinstance(counts, Metrics)
+    counts.catalogue_down.set(bool(state_of(request).index.failure))
     page, kind = counts.page()
     return Response(page, media_type=kind)
 

@@ -7,13 +7,14 @@ import pytest
 from deltahub.checkpoint.checkpoint import describe
 from deltahub.reference import Reference
 from deltahub.registry.publish import Publication, publish
+from deltahub.registry.search.catalogue import Catalogue
 from deltahub.registry.search.conditions import Query
 from deltahub.registry.search.facets import facets
-from deltahub.registry.search.index import Index
+from tests.registry.search.catalogues import KINDS, catalogue
 
 
-@pytest.fixture
-def index(registry, tmp_path, new_checkpoint, monkeypatch) -> Index:
+@pytest.fixture(params=KINDS)
+def index(request, registry, tmp_path, new_checkpoint, monkeypatch) -> Catalogue:
     for name, author, backbone, tags in (
         ("acme/a", "ada", "bert", ("x", "task=a")),
         ("acme/b", "ada", "bert", ("x",)),
@@ -28,7 +29,7 @@ def index(registry, tmp_path, new_checkpoint, monkeypatch) -> Index:
         )
         folder = new_checkpoint(**options, modified_modules=[name])
         publish(registry, Publication(Reference.parse(name), describe(folder), folder, tags=tags))
-    return Index(tmp_path / "index.sqlite3", registry)
+    return catalogue(request, registry, tmp_path)
 
 
 def counts(index, limit=8, **query):

@@ -11,10 +11,12 @@ from deltahub.errors import ConfigError
 from deltahub.reference import Reference
 from deltahub.registry.publish import Publication, publish
 from deltahub.registry.registry import Registry
+from deltahub.registry.search.catalogue import Catalogue
 from deltahub.registry.search.conditions import Metric, Query, Search
 from deltahub.registry.search.index import Index
 from deltahub.stores.memory import MemoryStore
 from tests.checkpoints import save_checkpoint
+from tests.registry.search.catalogues import KINDS, catalogue
 
 RESULTS = {
     "a/none": None,
@@ -26,7 +28,7 @@ RESULTS = {
 }
 
 
-def fill(registry: Registry, folder: Path, patch: pytest.MonkeyPatch) -> Index:
+def fill(registry: Registry, folder: Path, patch: pytest.MonkeyPatch) -> Registry:
     """Push deltas with these results, one a minute."""
     patch.setenv("DELTAHUB_AUTHOR", "ada")
     for minute, (name, results) in enumerate(RESULTS.items()):
@@ -34,14 +36,15 @@ def fill(registry: Registry, folder: Path, patch: pytest.MonkeyPatch) -> Index:
         checkpoint_folder = save_checkpoint(folder / f"{minute}", value=minute, **content)
         patch.setattr("deltahub.registry.stamps.now", lambda minute=minute: f"2026-01-02T03:{minute:02}:00Z")
         publish(registry, Publication(Reference.parse(name), checkpoint.describe(checkpoint_folder), checkpoint_folder))
-    return Index(folder / "index.sqlite3", registry)
+    return registry
 
 
-@pytest.fixture(scope="module")
-def index(tmp_path_factory) -> Index:
-    """The index of a registry of deltas with these results, which is only read."""
+@pytest.fixture(scope="module", params=KINDS)
+def index(request, tmp_path_factory) -> Catalogue:
+    """The catalogue of a registry of deltas with these results, which is only read."""
+    folder = tmp_path_factory.mktemp("query")
     with pytest.MonkeyPatch.context() as patch:
-        return fill(Registry(MemoryStore()), tmp_path_factory.mktemp("query"), patch)
+        return catalogue(request, fill(Registry(MemoryStore()), folder, patch), folder)
 
 
 def names(index, *conditions, limit=None, offset=0, **query) -> list[str]:
@@ -50,7 +53,7 @@ def names(index, *conditions, limit=None, offset=0, **query) -> list[str]:
 
 
 def test_deltas_are_found_and_ordered_in_every_kind_of_registry(anywhere, tmp_path, monkeypatch):
-    index = fill(anywhere, tmp_path, monkeypatch)
+    index = Index(tmp_path / "index.sqlite3", fill(anywhere, tmp_path, monkeypatch))
     assert set(names(index, "accuracy>0.4", "f1>0.5")) == {"b/low"}
     assert "".join(name[0] for name in names(index, sort="accuracy")) == "dcbaef"
     assert names(index, sort="name", limit=2, offset=2) == ["c/high", "d/one"]
