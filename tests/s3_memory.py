@@ -13,7 +13,7 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from email.utils import formatdate
 from urllib.parse import parse_qsl, unquote, urlsplit
 from xml.etree import ElementTree as ET
@@ -80,7 +80,15 @@ class MemoryS3:
             return _error(412, "PreconditionFailed")
         if wanted is not None and (there is None or there.etag != wanted):
             return _error(412, "PreconditionFailed") if there else _error(404, "NoSuchKey")
+        if copied := headers.get("x-amz-copy-source"):
+            return self._copy(unquote(copied).lstrip("/").removeprefix(f"{BUCKET}/"), key)
         return self._keep(key, body, hashlib.md5(body).hexdigest())
+
+    def _copy(self, source: str, key: str) -> Answer:
+        if source not in self._objects:
+            return _error(404, "NoSuchKey")
+        self._objects[key] = there = replace(self._objects[source], modified=time.time())
+        return _xml(f"<CopyObjectResult><ETag>{escape(there.etag)}</ETag></CopyObjectResult>")
 
     def _keep(self, key: str, data: bytes, name: str) -> Answer:
         self._objects[key] = _Object(data, f'"{name}"', time.time())
