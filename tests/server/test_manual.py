@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
+import yaml
 from deltahub_cli.main import build_app
 from typer.main import get_command
+
+from deltahub.server.telemetry import Metrics
 
 ROOT = Path(__file__).parents[2]
 MANUAL = (ROOT / "docs/serve.md").read_text("utf-8")
@@ -50,3 +54,21 @@ def test_every_test_that_the_manual_names_exists():
         assert not test or f"def {test}(" in place.read_text("utf-8"), (file, test)
         names += 1
     assert names > 30
+
+
+def expressions() -> list[str]:
+    """The expressions of the alerts and of the dashboard."""
+    folder = ROOT / "examples/serve/monitoring"
+    alerts = yaml.safe_load((folder / "alerts.yml").read_text("utf-8"))
+    board = json.loads((folder / "grafana.json").read_text("utf-8"))
+    rules = [rule["expr"] for group in alerts["groups"] for rule in group["rules"]]
+    return rules + [target["expr"] for panel in board["panels"] for target in panel["targets"]]
+
+
+def test_alerts_and_dashboard_use_metrics_that_the_hub_has():
+    metrics = Metrics()
+    metrics.count("GET", "/", 200, 0.1, 1, 1)
+    served = {line.partition("{")[0].partition(" ")[0] for line in metrics.page()[0].decode().splitlines()}
+    used = {name for text in expressions() for name in re.findall(r"\bdeltahub_\w+", text)}
+    assert len(used) > 4
+    assert used <= served
