@@ -11,7 +11,7 @@ from peft import PeftType
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from torch import nn
 
-from deltahub import AutoDeltaModel, LoraModel, export_peft
+from deltahub import AutoDeltaModel, LoraModel, TokenRowsModel, export_peft
 from deltahub.errors import ConfigError
 from deltahub.formats.peft.adapter_types import REFUSED, TYPES
 from deltahub.formats.peft.fields import check_fields
@@ -260,6 +260,24 @@ def test_low_rank_methods_go_back_to_peft(tmp_path, case):
         back = peft.PeftModel.from_pretrained(make(), tmp_path / "back").eval()
 
     assert far(expected, logits_of(back)) < TOLERANCE
+
+
+@pytest.mark.parametrize("make", [gpt2, llama, bert, t5])
+def test_trained_rows_are_written_for_peft_with_equal_outputs(tmp_path, make):
+    backbone = make()
+    tokens = sorted({int(token) for token in inputs_for(backbone)["input_ids"].flatten()})[:3]
+    delta = TokenRowsModel(backbone, token_indices=[*tokens, 40])
+    delta.freeze_module()
+    stir(delta)
+    expected = logits_of(backbone)
+    delta.export(tmp_path / "adapter", "peft")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        back = peft.PeftModel.from_pretrained(make(), tmp_path / "adapter").eval()
+    assert far(expected, logits_of(back)) < TOLERANCE
+    delta.save_finetuned(tmp_path / "delta")
+    with pytest.raises(ConfigError, match=r"themselves, and the delta their differences.*--backbone"):
+        export_peft(tmp_path / "delta", tmp_path / "other")
 
 
 class Mixing(nn.Module):

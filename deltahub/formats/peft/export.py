@@ -25,6 +25,7 @@ from deltahub.formats.backbone import Backbone
 from deltahub.formats.backbone_check import require_recorded
 from deltahub.formats.peft.adapter import Exported
 from deltahub.formats.peft.method_export import exported, task_of
+from deltahub.formats.peft.token_rows_export import PEFT_TYPE as TRAINABLE_TOKENS
 from deltahub.formats.writing import Format, card, check_target, write_files, write_folder
 from deltahub.hub.locating import locate
 
@@ -112,7 +113,7 @@ def _common(document: Mapping[str, Any], adapter: Exported, backbone: Backbone) 
         "auto_mapping": None if task or backbone.model_class is None else mapping,
         "base_model_name_or_path": backbone.named or _name(document),
         "inference_mode": True,
-        "modules_to_save": adapter.modules_to_save or None,
+        **({} if adapter.peft_type == TRAINABLE_TOKENS else {"modules_to_save": adapter.modules_to_save or None}),
         "peft_type": adapter.peft_type,
         "revision": document.get("backbone_revision"),
         "task_type": task,

@@ -6,7 +6,7 @@
     IA3          a vector as a column (at the output) or a row (at the input); 1 for the other parts of a fused layer
     LayerNorm    the sum of the backbone's values and the delta's
     soft prompt  the embeddings by another name
-    AdaLoRA, VeRA  in `adalora` and `vera`
+    AdaLoRA, VeRA, token rows  in `adalora`, `vera` and `token_rows_export`
     others       the backbone's tensors that the delta trained: `modules_to_save`, or biases of adapted layers
 
 These forms are taken from PEFT itself; each is tested against it.
@@ -30,7 +30,7 @@ from deltahub.checkpoint.strength import without_strength
 from deltahub.engine.site import is_delta_name
 from deltahub.errors import AddressError, ConfigError
 from deltahub.formats.backbone import Backbone
-from deltahub.formats.peft import adalora, vera
+from deltahub.formats.peft import adalora, token_rows_export, vera
 from deltahub.formats.peft.adapter import Exported, by_part, named, whole_width
 from deltahub.formats.peft.lora_export import lora
 from deltahub.formats.peft.module_matching import HEADS, as_pattern, left_out, saved, whole_names
@@ -89,7 +89,6 @@ _NO_FORM: Final = {
     "low_rank_adapter": "PEFT has no low-rank adapters",
     "compacter": "PEFT has no compacters",
     "bitfit": "PEFT has no biases that are added to a layer's",
-    "token_rows": "its TRAINABLE_TOKENS are read and not written; merge the delta and save the backbone as a whole",
     "weight_update": "such updates are not written for PEFT; delta.as_lora(rank=...) makes a LoRA of it",
     "prefix": "PEFT's prefix tuning moves the positions of the text by the length of the prefix, so that it gives other outputs",
 }
@@ -110,6 +109,7 @@ def exported(checkpoint: Checkpoint, backbone: Backbone) -> Exported:
         "layer_norm": _layer_norm,
         "lora": lora,
         "soft_prompt": _soft_prompt,
+        "token_rows": token_rows_export.write,
         "vera": vera.write,
     }
     if kind not in makers:
@@ -130,6 +130,9 @@ def exported(checkpoint: Checkpoint, backbone: Backbone) -> Exported:
         heads = HEADS.get(prompt_task(backbone.class_name, backbone.model_class), ())
         add_trained(adapter, trained, set(), backbone, heads)
         return adapter
+    if trained and adapter.peft_type == token_rows_export.PEFT_TYPE:
+        msg = f"PEFT's {adapter.peft_type} train nothing but rows, and the delta also trained {min(trained)}. Load it with deltahub."
+        raise ConfigError(msg)
     backbone.refuse_shared(modules)
     add_trained(adapter, trained, modules, backbone)
     try:

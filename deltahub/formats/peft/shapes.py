@@ -77,6 +77,8 @@ def _shapes(document: Mapping[str, Any], module: str) -> Shapes:
     if kind == "vera":
         rank = int(document.get("r", 256))
         return {"vera_lambda_d": (rank,), "vera_lambda_b": _VECTOR, "vera_A": (rank, None), "vera_B": (None, rank)}
+    if kind == "token_rows":
+        return {"token_rows": (len(document["token_indices"]), None)}
     if kind == "soft_prompt":
         return {"soft_embeds": (document.get("soft_token_num"), None)}
     return {"ia3_l": _VECTOR} if kind == "ia3" else {"weight": _VECTOR, "bias": _VECTOR}
