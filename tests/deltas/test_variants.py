@@ -1,6 +1,7 @@
 """The options of the methods that change what they do: each is saved, loaded, detached, copied and compiled alike."""
 
 import copy
+import itertools
 import pickle
 import threading
 
@@ -10,7 +11,7 @@ import torch
 from deltahub import AutoDeltaModel, IA3Model, ParallelAdapterModel
 from deltahub.errors import ConfigError, NoMatchError, TargetError
 from tests.backbones import BACKBONES, bert, equal, forward, inputs_for, logits_of, stir, tensors_of, train, untouched
-from tests.grids import pairs
+from tests.grids import ALL, pairs
 
 COMPACTER = {"delta_type": "compacter", "reduction_factor": 4, "hypercomplex_division": 2}
 VARIANTS = {
@@ -74,17 +75,24 @@ class TestVariants:
             assert torch.equal(expected, logits_of(twin))
             assert len(list(twin.parameters())) == len(list(backbone.parameters()))
 
-    @pytest.mark.slow
-    def test_it_compiles_without_a_break(self, variant):
-        backbone = bert(num_hidden_layers=1)
-        stir(AutoDeltaModel.from_config(VARIANTS[variant], backbone))
-        block = backbone.bert.encoder.layer[0]  # whole backbones are compiled with every type, in the tests of training
-        compiled, states = torch.compile(block, backend="eager", fullgraph=True), torch.randn(2, 5, 16)
 
-        with torch.no_grad():
-            expected = block(states)
-            assert torch.allclose(expected, compiled(states), atol=1e-5)
-            assert not torch.allclose(expected, bert(num_hidden_layers=1).bert.encoder.layer[0](states), atol=1e-5)
+GROUPS = [[name] for name in VARIANTS] if ALL else [list(VARIANTS)[place::2] for place in range(2)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("names", GROUPS, ids="+".join)
+def test_options_compile_without_a_break(names):
+    backbone = bert(num_hidden_layers=1)
+    block, states = backbone.bert.encoder.layer[0], torch.randn(2, 5, 16)  # whole backbones: the tests of training
+    seen = [block(states)]
+    for name in names:
+        stir(AutoDeltaModel.from_config(VARIANTS[name], backbone))
+        seen.append(block(states))
+    compiled = torch.compile(block, backend="eager", fullgraph=True)
+
+    with torch.no_grad():
+        assert torch.allclose(seen[-1], compiled(states), atol=1e-5)
+    assert not any(torch.allclose(one, other, atol=1e-5) for one, other in itertools.pairwise(seen))
 
 
 def test_weights_are_shared_only_by_modules_of_one_width():
