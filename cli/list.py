@@ -68,7 +68,8 @@ def list_(
     [dim]deltahub list --fits google-bert/bert-base-uncased --near --json[/dim]
     """
     from deltahub.hub.hub import Hub
-    from deltahub.registry.search.conditions import Metric, Query, Search
+    from deltahub.registry.metrics import Metric
+    from deltahub.registry.search.conditions import Query, Search
 
     if near and fits is None:
         msg = "--near needs --fits BACKBONE."

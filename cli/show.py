@@ -218,7 +218,10 @@ def _brief(target: str | None) -> str:
 
 
 def _why(document: ReferenceDocument, move: Move) -> str:
-    """Return the message of a push or of a removal."""
+    """Return the message of a push or of a removal, or the reason and the approvals of a move."""
+    if move.reason or move.approved:
+        approved = f"approved by {', '.join(move.approved)}" if move.approved else ""
+        return "; ".join(filter(None, (move.reason, approved)))
     version, removal = document.versions.get(move.what), document.removed.get(move.what)
     if move.action == "push":
         return version.message if version else removal.pushed_message if removal else ""

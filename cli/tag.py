@@ -42,6 +42,7 @@ def alias(
     name: Annotated[str, typer.Argument(metavar="ALIAS", help="A movable name, e.g. champion.")],
     remove: Annotated[bool, typer.Option("--remove", help="Remove the alias.")] = False,
     expect: ExpectOpt = None,
+    ask: Annotated[bool, typer.Option("--ask", help="Ask others to approve the move of a protected alias.")] = False,
     message: ReasonOpt = "",
     json: JsonOpt = False,
     quiet: QuietOpt = False,
@@ -54,7 +55,14 @@ def alias(
     [dim]deltahub alias DeltaHub/sst2-t5-base@v3 champion[/dim]
 
     [dim]deltahub alias DeltaHub/sst2-t5-base@v3 champion --expect v2[/dim]
+
+    [dim]deltahub alias team:acme/sst2@v3 champion --ask -m "better on short texts"[/dim]
     """
+    if ask:
+        if expect is not None:
+            raise typer.BadParameter("a request is for a move from where the alias points now; leave out --expect")
+        _ask(Output(as_json=json, quiet=quiet), ref, name, message, remove=remove)
+        return
     from deltahub.hub.edits import set_alias
     from deltahub.hub.hub import Hub
     from deltahub.reference import Reference
@@ -66,6 +74,18 @@ def alias(
     line = f"{exact} is {target}" if target else f"{exact} is removed"
     out = Output(as_json=json, quiet=quiet)
     out.result({"reference": exact, "version": target, "aliases": dict(changed.document.aliases)}, line)
+
+
+def _ask(out: Output, ref: str, name: str, reason: str, *, remove: bool) -> None:
+    """Ask others to approve a move, and print the id of the request."""
+    from deltahub.hub.edits import ask
+    from deltahub.hub.hub import Hub
+    from deltahub.reference import Reference
+
+    changed, request = ask(Hub.open(), Reference.parse(ref), name, reason, remove=remove)
+    asked, delta = changed.document.requests[request], changed.reference.at(None)
+    line = f"{request} asks to move {changed.reference} from {asked.before or 'nothing'} to {asked.after or 'nothing'}"
+    out.result({"request": request, **asked.to_dict()}, line, f"To approve it: deltahub approve {delta} {request}")
 
 
 def undo(

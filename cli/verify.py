@@ -42,6 +42,10 @@ BackboneOpt = Annotated[
     str | None,
     typer.Option("--backbone", metavar="BACKBONE", help="For --probe: a folder, or a model in Hugging Face's cache."),
 ]
+RecordOpt = Annotated[
+    bool,
+    typer.Option("--record", help="With --probe: record in the log that the version gives the outputs saved with it."),
+]
 
 DequantisedOpt = Annotated[
     bool,
@@ -62,6 +66,7 @@ def verify(
     probe: ProbeOpt = False,
     backbone: BackboneOpt = None,
     dequantised: DequantisedOpt = False,
+    record: RecordOpt = False,
     json: JsonOpt = False,
     quiet: QuietOpt = False,
 ) -> None:
@@ -85,6 +90,11 @@ def verify(
         raise typer.BadParameter("--probe runs one delta on its backbone: verify REF --probe --backbone BACKBONE.")
     if dequantised and not probe:
         raise typer.BadParameter("--dequantised is for the backbone of --probe; without it use: deltahub check.")
+    if record and (target is None or not probe or dequantised or Path(target).is_dir()):
+        msg = (
+            "--record needs a delta and its probe on its own backbone: verify REF --probe --backbone BACKBONE --record."
+        )
+        raise typer.BadParameter(msg)
     out = Output(as_json=json, quiet=quiet)
     if lineage or parent:
         if not lineage or target is None or every or repair or source or probe:
@@ -101,8 +111,11 @@ def verify(
         results = _registries(target, source, every=every, repair=repair)
         signed = _signatures(results, target, source, every=every)
     if target and backbone:
-        results = _with_probe(_at(target, source), backbone, results, dequantised=dequantised)
+        exact = _exactly(_at(target, source)) if record else _at(target, source)
+        results = _with_probe(exact, backbone, results, dequantised=dequantised)
     damaged = _damaged(results, signed)
+    if record and not damaged:
+        _record(exact)
     _print(out, results, signed, damaged, target)
     if damaged:
         if not json and not quiet:
@@ -225,6 +238,25 @@ def _with_probe(target: str, backbone: str, results: list[Repaired], *, dequanti
     except ProbeError as error:
         return [*results, Repaired(target, {}, str(error))]
     return results
+
+
+def _exactly(target: str) -> str:
+    """Return a reference with its version, so that the verified version is the recorded one."""
+    from deltahub.hub.edits import resolve
+    from deltahub.hub.hub import Hub
+    from deltahub.reference import Reference
+
+    reference = Reference.parse(target)
+    source, document = Hub.open().document(reference)
+    return str(Reference(document.name, source=source.name, version=resolve(document, reference.version)))
+
+
+def _record(target: str) -> None:
+    from deltahub.hub.edits import record_probe
+    from deltahub.hub.hub import Hub
+    from deltahub.reference import Reference
+
+    record_probe(Hub.open(), Reference.parse(target))
 
 
 def _registries(target: str | None, source: str | None, *, every: bool, repair: bool) -> list[Repaired]:

@@ -12,8 +12,9 @@ from deltahub.link import parse_reference
 from deltahub.reference import Reference
 from deltahub.registry.amend import Amendment
 from deltahub.registry.edits import ANYTHING, Anything
+from deltahub.registry.metrics import Metric
 from deltahub.registry.publish import Publication
-from deltahub.registry.search.conditions import Metric, Query, Search
+from deltahub.registry.search.conditions import Query, Search
 from deltahub.registry.search.index import Listed
 from deltahub.sources.base import Pulled, Pushed
 

@@ -76,6 +76,14 @@ EXAMPLES = [
         errors.InUseError("a/b@v1", "the alias prod points to it", "Move it first."),
         "a/b@v1 stays as it is: the alias prod points to it. Move it first.",
     ),
+    (
+        errors.RefusedMoveError("The move of a/b@prod from v1 to v2", "it needs a reason", "Give one."),
+        "The move of a/b@prod from v1 to v2 is refused: it needs a reason. Give one.",
+    ),
+    (
+        errors.ApprovalNeededError("The move of a/b@prod from v1 to v2", "2 others must approve it", "Ask for it."),
+        "The move of a/b@prod from v1 to v2 is refused: 2 others must approve it. Ask for it.",
+    ),
     (errors.MissingFolderError("There is no folder x."), "There is no folder x."),
     (PickleRefusedError("A pickle."), "A pickle."),
     (

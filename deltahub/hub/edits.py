@@ -117,6 +117,57 @@ def remove(hub: Hub, reference: Reference, *, message: str = "", needed: Collect
     return _changed(source, edited, edited.version)
 
 
+def ask(hub: Hub, reference: Reference, alias: str, reason: str, *, remove: bool = False) -> tuple[Changed, str]:
+    """Ask others to approve the move of a protected alias to a version, by default the newest, or its removal.
+
+    Returns:
+        The result, and the id of the request.
+
+    Raises:
+        RefusedMoveError: this user may not ask for it, or the version does not meet the rules.
+        ConfigError: the alias needs no approval.
+    """
+    source, document, editor = _found(hub, reference)
+    version = None if remove else resolve(document, reference.version)
+    edited = editor.ask(document.name, check_alias(alias), version, reason)
+    return _changed(source, edited, alias), edited.request or ""
+
+
+def approve(hub: Hub, reference: Reference, request: str) -> Changed:
+    """Approve a request for a move; the last approval that it needs makes the move.
+
+    Raises:
+        NotFoundError: there is no such request; it may be void, as its alias moved meanwhile.
+        RefusedMoveError: this user asked for it, or may not approve it.
+    """
+    source, document, editor = _found(hub, reference)
+    alias = document.requests[request].alias if request in document.requests else None
+    return _changed(source, editor.approve(document.name, request), alias)
+
+
+def reject(hub: Hub, reference: Reference, request: str, reason: str = "") -> Changed:
+    """End a request for a move: by who asked, or by any who may approve it.
+
+    Raises:
+        NotFoundError: there is no such request.
+        RefusedMoveError: this user may not reject it.
+    """
+    source, document, editor = _found(hub, reference)
+    alias = document.requests[request].alias if request in document.requests else None
+    return _changed(source, editor.reject(document.name, request, reason), alias)
+
+
+def record_probe(hub: Hub, reference: Reference) -> Changed:
+    """Record that a version gives the outputs saved with it, as this user found by running it.
+
+    Raises:
+        NotFoundError: no source has the delta or the version.
+    """
+    source, document, editor = _found(hub, reference)
+    edited = editor.record_probe(document.name, resolve(document, reference.version))
+    return _changed(source, edited, edited.version)
+
+
 def rename(hub: Hub, old: Reference, new: Reference) -> tuple[Changed, str]:
     """Rename a delta; the old name then redirects to the new one.
 

@@ -33,3 +33,6 @@ class Actor:
     def in_process(cls) -> Actor:
         """Return the user of this process."""
         return cls(stamps.author())
+
+
+NOBODY: Final = Actor("nobody", "none")  # may move no protected alias

@@ -38,6 +38,7 @@ def edited_to_dict(edited: Edited) -> dict[str, Any]:
         "document": json.loads(edited.document.to_bytes()),
         "version": edited.version,
         "undone": edited.undone.to_dict() if edited.undone else None,
+        "request": edited.request,
     }
 
 
@@ -49,8 +50,8 @@ def edited_from_dict(path: DeltaPath, answer: Mapping[str, Any]) -> Edited:
         KeyError, TypeError, ValueError: it is not such an answer.
     """
     document = ReferenceDocument.from_bytes(canonical_json(answer["document"]), path)
-    version, undone = answer["version"], answer["undone"]
-    return Edited(document, None if version is None else str(version), Move.from_dict(undone) if undone else None)
+    version, request = (None if answer[key] is None else str(answer[key]) for key in ("version", "request"))
+    return Edited(document, version, Move.from_dict(answer["undone"]) if answer["undone"] else None, request)
 
 
 def error_to_dict(error: DeltaHubError) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from deltahub.registry.amend import Amendment, amend
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.edits import ANYTHING, Anything
 from deltahub.registry.entries import Move
+from deltahub.registry.promotion import requests
 from deltahub.registry.registry import AlreadyMadeError, Registry
 from deltahub.registry.rename import rename
 
@@ -28,11 +29,13 @@ class Edited:
         document: the reference document after it.
         version: the version that was tagged, amended or removed; None for a change of an alias or a name.
         undone: the move that was undone, by `undo` alone.
+        request: the id of the request for a move, by `ask` alone.
     """
 
     document: ReferenceDocument
     version: str | None = None
     undone: Move | None = None
+    request: str | None = None
 
 
 class Editor(Protocol):
@@ -90,6 +93,35 @@ class Editor(Protocol):
         """Amend the metadata of a version: see `deltahub.registry.amend`."""
         ...
 
+    def ask(self, path: DeltaPath, alias: str, version: str | None, reason: str) -> Edited:
+        """Ask others to approve the move of a protected alias: see `deltahub.registry.promotion.requests`.
+
+        Raises:
+            RefusedMoveError: this one may not ask for it, or the version does not meet the rules.
+            ConfigError: the alias needs no approval.
+        """
+        ...
+
+    def approve(self, path: DeltaPath, request: str) -> Edited:
+        """Approve a request for a move; the last approval that it needs makes the move.
+
+        Raises:
+            RefusedMoveError: this one may not approve it.
+        """
+        ...
+
+    def reject(self, path: DeltaPath, request: str, reason: str = "") -> Edited:
+        """End a request for a move.
+
+        Raises:
+            RefusedMoveError: this one may not reject it.
+        """
+        ...
+
+    def record_probe(self, path: DeltaPath, version: str | None) -> Edited:
+        """Record that a version gives the outputs saved with it, as this one found by running it."""
+        ...
+
 
 class RegistryEditor:
     """The changes to a registry in this process.
@@ -142,6 +174,27 @@ class RegistryEditor:
         """See `Editor.amend`."""
         return self._once(lambda: Edited(*amend(self._registry, path, version, amendment)))
 
+    def ask(self, path: DeltaPath, alias: str, version: str | None, reason: str) -> Edited:
+        """See `Editor.ask`."""
+
+        def change() -> Edited:
+            document, request = requests.ask(self._registry, path, alias, version, reason)
+            return Edited(document, request=request)
+
+        return self._once(change)
+
+    def approve(self, path: DeltaPath, request: str) -> Edited:
+        """See `Editor.approve`."""
+        return self._once(lambda: Edited(requests.approve(self._registry, path, request)))
+
+    def reject(self, path: DeltaPath, request: str, reason: str = "") -> Edited:
+        """See `Editor.reject`."""
+        return self._once(lambda: Edited(requests.reject(self._registry, path, request, reason)))
+
+    def record_probe(self, path: DeltaPath, version: str | None) -> Edited:
+        """See `Editor.record_probe`."""
+        return self._once(lambda: Edited(*requests.record_probe(self._registry, path, version)))
+
     def _once(self, change: Callable[[], Edited]) -> Edited:
         """Make a change, or return the result that it had when it was requested before."""
         try:
@@ -162,4 +215,6 @@ def _result(document: ReferenceDocument, request: str) -> Edited:
         )
     if move.action in ("tag", "untag"):
         return Edited(document, move.after)
-    return Edited(document, move.what if move.action in ("remove", "amend") else None)
+    if move.action == "ask":
+        return Edited(document, request=f"r{sum(earlier.action == 'ask' for earlier in document.log[: at + 1])}")
+    return Edited(document, move.what if move.action in ("remove", "amend", "verify") else None)

@@ -249,6 +249,7 @@ class MoveRequest:
         time: when it was asked for, ISO 8601 in UTC.
         author: who asked.
         reason: why.
+        rules: the sha256 of the rules that it was asked for under, 64 hex digits.
         approved: who approved it so far, in their order.
     """
 
@@ -257,7 +258,8 @@ class MoveRequest:
     after: str | None
     time: str
     author: str
-    reason: str = ""
+    reason: str
+    rules: str
     approved: tuple[str, ...] = ()
 
     @classmethod

@@ -124,7 +124,13 @@ WEBHOOKS: Final = Kind(
     "a webhook",
     "Nothing is sent for it. Delete that key, and create the webhook again.",
 )
-KINDS: Final = (TOKENS, REPOSITORIES, UPLOADS, PARTS, KEYS, SESSIONS, WEBHOOKS)
+PROMOTION: Final = Kind(
+    "promotion/",
+    "promotion.v1",
+    "the rules of promotion",
+    "No alias moves until then. Restore that key from a copy, or delete it: then nothing is protected.",
+)
+KINDS: Final = (TOKENS, REPOSITORIES, UPLOADS, PARTS, KEYS, SESSIONS, WEBHOOKS, PROMOTION)
 
 
 def repository_key(path: str) -> str:

@@ -19,6 +19,7 @@ from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Move
 from deltahub.registry.following import beginning, follow, known_as, made_anew
 from deltahub.registry.gc_state import spare
+from deltahub.registry.promotion.guard import guard
 from deltahub.registry.reconcile import Vouched, merged
 from deltahub.registry.registry import Registry, ref_key
 from deltahub.registry.signatures import copy_signatures
@@ -142,6 +143,7 @@ def _free_name(target: Registry, document: ReferenceDocument) -> None:
     """Replace a redirect in the target, if the source reused the name for a new delta."""
     mine = target.stored(document.name)
     if made_anew(document) and mine and mine.moved_to and known_as(target, document) is None:
+        guard(target, target.actor, mine, document)
         stored = target.store.read_tagged(ref_key(document.name))
         target.swap_document(document, stored[1] if stored else None)
 

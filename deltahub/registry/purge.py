@@ -10,6 +10,7 @@ from deltahub.files.reserve import with_reserve
 from deltahub.reference import DeltaPath
 from deltahub.registry.document import NOBODY, ReferenceDocument
 from deltahub.registry.entries import Move
+from deltahub.registry.promotion.guard import guard_rename
 from deltahub.registry.registry import Registry, ref_key
 
 
@@ -44,12 +45,14 @@ def reuse_name(registry: Registry, path: DeltaPath, time: str) -> None:
 
     Raises:
         ConflictError: the name is not an old name, or is already in use.
+        RefusedMoveError: the delta has a protected alias, which the old name leads to, and this one is not an admin.
     """
     stored = registry.store.read_tagged(ref_key(path))
     document = ReferenceDocument.from_bytes(stored[0], path) if stored else None
     renamed, _ = registry.current(path)
     if stored is None or document is None or renamed is None or not document.moved_to:
         raise ConflictError(f"The name {path}", "an old name", "something new")
+    guard_rename(registry, registry.actor, renamed, path)
     free = replace(renamed.forgotten(time), name=path)
     registry.swap_document(free, stored[1])
 

@@ -40,6 +40,7 @@ from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Version
 from deltahub.registry.gc_state import spare, store_spared
 from deltahub.registry.journal.entries import record
+from deltahub.registry.promotion.guard import guard
 from deltahub.stores.base import Progress, Source, Store, Swap, object_key
 from deltahub.stores.retry import SwapRetry
 from deltahub.stores.threads import map_concurrently
@@ -340,14 +341,16 @@ class Registry:
 
         Raises:
             AlreadyMadeError: the document holds the change of this request.
+            RefusedMoveError: the rules of promotion do not allow it.
         """
         request = self._actor.request if self._actor else ""
-        if not request:
-            return change(document)
-        if any(move.request == request for move in document.log):
+        if request and any(move.request == request for move in document.log):
             self.settle([document])  # the process that made it may have been killed before it was findable
             raise AlreadyMadeError(document)
         changed = change(document)
+        guard(self, self.actor, document, changed)
+        if not request:
+            return changed
         known = len(document.log)
         return replace(
             changed, log=(*changed.log[:known], *(replace(move, request=request) for move in changed.log[known:]))
@@ -422,7 +425,7 @@ class Registry:
                 done[path] = current
                 continue
             document = current[0] or ReferenceDocument(path)
-            changed = outcome(partial(change, document))
+            changed = outcome(partial(self._made, document, change))
             if isinstance(changed, DeltaHubError) or changed == document:
                 done[path] = changed
                 same += [document] if current[1] else []

@@ -16,6 +16,7 @@ from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Move, Moving
 from deltahub.registry.hub_records import REPOSITORIES, repository_key
 from deltahub.registry.journal.entries import record
+from deltahub.registry.promotion.guard import guard_rename
 from deltahub.registry.registry import Registry, ref_key
 from deltahub.stores.retry import SwapRetry
 
@@ -33,6 +34,7 @@ def rename(
 
     Raises:
         NotFoundError: the delta does not exist.
+        RefusedMoveError: an alias of it is protected, and this one is not an admin.
         InUseError: another delta or another repository of a hub has the new name. Nothing was changed.
         ReferenceSyntaxError: the new name differs from another one in upper and lower case only.
         ConflictError: others kept changing the delta. It still has its old name.
@@ -51,6 +53,7 @@ def rename(
             return document
         try:
             with retry:
+                guard_rename(registry, registry.actor, document, new.path)
                 moving = Moving(new.path, _free(registry, new.path, document), *(stamp or registry.stamp()))
                 _carry_record(registry, document.name, new.path, back=moving.over is not None)
                 registry.swap_document(replace(document, moving=moving), etag)

@@ -10,21 +10,30 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 from functools import partial
-from typing import Final
+from typing import Final, Protocol
 
 from deltahub.errors import ConflictError, DeltaHubError, NotFoundError, Outcome, StorageError, outcome
 from deltahub.reference import Digest
-from deltahub.registry.registry import Registry
 from deltahub.signing import MOST, split_signatures, stated_version
-from deltahub.stores.base import Swap
+from deltahub.stores.base import Store, Swap
 from deltahub.stores.retry import SwapRetry
 from deltahub.stores.threads import map_concurrently
+
+
+class Stored(Protocol):
+    """A registry, as far as its store: whatever checks signatures is below it."""
+
+    @property
+    def store(self) -> Store:
+        """The store with the bytes."""
+        ...
+
 
 PREFIX: Final = "signatures/"
 _KEY_ID: Final = re.compile(r"[0-9a-f]{64}")
 
 
-def signatures(registry: Registry, digest: Digest) -> dict[str, bytes]:
+def signatures(registry: Stored, digest: Digest) -> dict[str, bytes]:
     """Return the signatures of a delta, by the id of the key that claims them; oversized files are skipped.
 
     Args:
@@ -46,7 +55,7 @@ def signatures(registry: Registry, digest: Digest) -> dict[str, bytes]:
     return by_key
 
 
-def add_signature(registry: Registry, digest: Digest, key_id: str, data: bytes) -> None:
+def add_signature(registry: Stored, digest: Digest, key_id: str, data: bytes) -> None:
     """Store a signature beside those by the same key, replacing one that states the same version.
 
     Raises:
@@ -77,7 +86,7 @@ def _together(there: bytes, new: bytes) -> bytes:
     return together
 
 
-def add_signatures(registry: Registry, key_id: str, data: Mapping[Digest, bytes]) -> dict[Digest, DeltaHubError]:
+def add_signatures(registry: Stored, key_id: str, data: Mapping[Digest, bytes]) -> dict[Digest, DeltaHubError]:
     """Store one key's signatures of many deltas like `add_signature`, with a single sync.
 
     Args:
@@ -105,7 +114,7 @@ def add_signatures(registry: Registry, key_id: str, data: Mapping[Digest, bytes]
     return failed
 
 
-def copy_signatures(source: Registry, target: Registry, digests: Collection[Digest]) -> None:
+def copy_signatures(source: Stored, target: Stored, digests: Collection[Digest]) -> None:
     """Copy the signatures that the target lacks; an existing one of the same key and version stays.
 
     Raises:
@@ -116,7 +125,7 @@ def copy_signatures(source: Registry, target: Registry, digests: Collection[Dige
             merge_signatures(target, digest, source_signatures)
 
 
-def merge_signatures(registry: Registry, digest: Digest, added: Mapping[str, bytes]) -> None:
+def merge_signatures(registry: Stored, digest: Digest, added: Mapping[str, bytes]) -> None:
     """Store the signatures of a delta, by key, that a registry lacks.
 
     Raises:

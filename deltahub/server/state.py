@@ -19,6 +19,7 @@ from deltahub.checkpoint.from_files import Read
 from deltahub.checkpoint.manifest import FileEntry, Manifest
 from deltahub.files.sized_cache import SizedCache
 from deltahub.reference import Digest
+from deltahub.registry.actor import NOBODY
 from deltahub.registry.registry import Registry
 from deltahub.registry.search.catalogue import open_catalogue
 from deltahub.registry.search.index import INDEXES
@@ -92,7 +93,7 @@ class State:
     """
 
     def __init__(self, registry: Registry, settings: Settings, catalogue: str | None = None) -> None:
-        self.registry = registry
+        self.registry = registry.acting(NOBODY)  # routes that change it act in the name of the caller
         self.settings = settings
         self.index = open_catalogue(registry, cache_home() / INDEXES, catalogue)
         self.records = Records(registry.store)

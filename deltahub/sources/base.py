@@ -20,6 +20,7 @@ from deltahub.registry.amend import Amendment
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.editor import Editor
 from deltahub.registry.entries import Version
+from deltahub.registry.promotion.policy import Policy
 from deltahub.registry.publish import Publication
 from deltahub.registry.search.conditions import Search
 from deltahub.registry.search.index import Listed
@@ -208,6 +209,35 @@ def editor_of(source: Source, path: DeltaPath) -> Editor:
         )
         raise ConfigError(msg)
     return cast("Editable", source).editor(path)
+
+
+class Governed(Protocol):
+    """A source with rules of promotion: a registry, or a hub that serves one."""
+
+    def policy(self) -> tuple[Policy, str]:
+        """Return the rules of promotion and their etag; empty ones with the etag ``"none"`` if there are none."""
+        ...
+
+    def set_policy(self, policy: Policy, etag: str, reason: str = "") -> Policy:
+        """Replace the rules of promotion that have an etag.
+
+        Raises:
+            RefusedMoveError: this user may not change them.
+            ConflictError: they changed meanwhile.
+        """
+        ...
+
+
+def governed(source: Source) -> Governed:
+    """Return a source that has rules of promotion.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    if not hasattr(source, "policy"):
+        msg = f"{source.place} has no rules of promotion: it is neither a registry nor a hub of DeltaHub."
+        raise ConfigError(msg)
+    return cast("Governed", source)
 
 
 def pause(seconds: float) -> None:

@@ -13,6 +13,7 @@ from deltahub.registry.amend import Amendment, amend
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.editor import RegistryEditor
 from deltahub.registry.entries import Version
+from deltahub.registry.promotion.policy import Policy, read_tagged, write_policy
 from deltahub.registry.publish import Publication, Published, publish, publish_many
 from deltahub.registry.registry import Registry
 from deltahub.registry.search.conditions import Search
@@ -101,6 +102,14 @@ class RegistrySource:
     def editor(self, path: DeltaPath) -> RegistryEditor:
         """See `Editable.editor`."""
         return RegistryEditor(self.registry)
+
+    def policy(self) -> tuple[Policy, str]:
+        """See `Governed.policy`."""
+        return read_tagged(self.registry.store) or (Policy(), "none")
+
+    def set_policy(self, policy: Policy, etag: str, reason: str = "") -> Policy:
+        """See `Governed.set_policy`."""
+        return write_policy(self.registry.store, policy, self.registry.actor, reason, expect=etag)
 
     def _pushed(self, publication: Publication, published: Published) -> Pushed:
         entry = published.document.versions[published.version]

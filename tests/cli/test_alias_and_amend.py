@@ -93,3 +93,19 @@ def test_an_alias_that_is_expected_elsewhere_is_not_moved(run, run_json, ckpts, 
     assert run("alias", "me/x@v2", "prod", "--expect", "v1").exit_code == 0
     assert run("alias", "me/x@v2", "beta", "--expect", "none").exit_code == 0
     assert run_json("show", "me/x")["aliases"] == {"beta": "v2", "prod": "v2"}
+
+
+def test_a_protected_alias_moves_by_its_approval_and_the_log_says_so(run, run_json, ckpts, tmp_path, monkeypatch):
+    rules = tmp_path / "rules.json"
+    rules.write_text('{"rules": [{"deltas": "me/*", "aliases": ["prod"], "approvals": 1}]}')
+    assert run("policy", "set", rules, "-m", "careful").exit_code == 0
+    assert run_json("policy", "show")["rules"][0]["approvals"] == 1
+    refused = run("alias", "me/x@v2", "prod", "-m", "better")
+    assert (refused.exit_code, "1 other must approve it, and 0 did" in refused.stderr) == (1, True)
+    assert run_json("alias", "me/x@v2", "prod", "--ask", "-m", "better")["request"] == "r1"
+    assert run("approve", "me/x", "r1").exit_code == 1
+    monkeypatch.setenv("DELTAHUB_AUTHOR", "bob")
+    assert [it["request"] for it in run_json("requests", "me/x")] == ["r1"]
+    assert run_json("approve", "me/x", "r1")["version"] == "v2"
+    assert run_json("log", "me/x")[-1]["message"] == "better; approved by bob"
+    assert run("reject", "me/x", "r1").exit_code == 3

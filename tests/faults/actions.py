@@ -19,6 +19,8 @@ from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.edits import remove, set_alias, set_tags, undo
 from deltahub.registry.gc import collect
 from deltahub.registry.mirror import copy
+from deltahub.registry.promotion.policy import Policy, write_policy
+from deltahub.registry.promotion.requests import ask
 from deltahub.registry.publish import Publication, publish, publish_many
 from deltahub.registry.registry import Registry
 from deltahub.registry.rename import rename
@@ -80,6 +82,13 @@ def push_many(registry: Registry, world: World, many: int) -> None:
                 raise result
 
 
+def ask_for_a_move(registry: Registry) -> None:
+    """Protect an alias by rules, and ask for its move."""
+    rules = Policy.parse({"rules": [{"deltas": "*", "aliases": ["champion"], "approvals": 1}]})
+    write_policy(registry.store, rules, registry.actor)
+    ask(registry, "acme/ner", "champion", "v2", "better")
+
+
 ACTIONS: dict[str, Callable[[Registry, World], object]] = {
     "push": lambda registry, world: world.push(registry, 3, aliases=["prod"], tags=["task=ner"]),
     "push again": lambda registry, world: world.push(registry, 1, tags=["task=ner"]),
@@ -90,6 +99,7 @@ ACTIONS: dict[str, Callable[[Registry, World], object]] = {
     "amend": lambda registry, world: amend(
         registry, "acme/ner", "v1", Amendment("3 epochs", {"accuracy": 0.93}, "on SST-2", "# Better")
     ),
+    "ask": lambda registry, world: ask_for_a_move(registry),
     "undo": lambda registry, world: undo(registry, "acme/ner"),
     "rm": lambda registry, world: remove(registry, "acme/ner", "v2"),
     "rename": lambda registry, world: rename(registry, NER, NLI),

@@ -8,7 +8,9 @@ from typing import Final, TypeVar
 
 from deltahub.files.atomic import sha256_file
 from deltahub.registry import uploads
+from deltahub.registry.actor import Actor
 from deltahub.registry.hub_records import Kind
+from deltahub.registry.promotion.policy import Policy, write_policy
 from deltahub.server.records import Record, Records
 from deltahub.server.sessions import Sessions
 from deltahub.server.tokens import Tokens
@@ -21,7 +23,7 @@ S = TypeVar("S", bound=Store)
 
 
 def store_one_of_each(store: S, file: Path) -> S:
-    """Put a token, a session, a webhook, a private repository, an upload of one part and a key for addresses into a store.
+    """Put a token, a session, a webhook, a private repository, rules, an upload of one part and a key for addresses into a store.
 
     Args:
         file: the part.
@@ -34,6 +36,8 @@ def store_one_of_each(store: S, file: Path) -> S:
     Webhooks(store).save(
         Webhook("0" * 24, "ci", token.id, "https://example.org", watched, ("repo",), None, disabled=False, created=time)
     )
+    rules = Policy.parse({"rules": [{"deltas": "acme/*", "aliases": ["prod"], "approvals": 1}]})
+    write_policy(store, rules, Actor("root", "admin"))
     uploads.keep_part(store, *PART, sha256_file(file)[0], file, "ada")
     return store
 

@@ -7,8 +7,6 @@ each delta in turn, which fills a page quickly if many do.
 from __future__ import annotations
 
 import json
-import math
-import re
 import sqlite3
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Self
@@ -16,47 +14,13 @@ from typing import Any, Final, Self
 from deltahub.checkpoint.backbone_fit import Tensors
 from deltahub.errors import ConfigError
 from deltahub.files.documents import parse
+from deltahub.registry.metrics import NAME, Metric
 from deltahub.registry.search.entry import searchable
 from deltahub.registry.search.read_documents import Told
 from deltahub.registry.search.tables import has_trigrams
 
-_NAME: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.@/ -]{0,62}[A-Za-z0-9_.@/-])?")
-_METRIC: Final = re.compile(rf"({_NAME.pattern})\s*(>=|<=|!=|==|=|>|<)\s*(\S+)")
-
 SORTS: Final = ("time", "name", "size", "parameters")  # sort keys besides metrics
 FACETS: Final = ("delta_type", "author", "backbone", "fingerprint")  # columns with one value per delta
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A condition on a metric of the newest version; a delta without the metric never matches.
-
-    Attributes:
-        name: e.g. ``"accuracy"``.
-        comparison: ``"<"``, ``"<="``, ``"="``, ``"!="``, ``">="`` or ``">"``.
-        value: the value to compare with.
-    """
-
-    name: str
-    comparison: str
-    value: float
-
-    @classmethod
-    def parse(cls, text: str) -> Metric:
-        """Parse a condition such as ``"accuracy>0.9"``.
-
-        Raises:
-            ConfigError: it is not a condition on a metric.
-        """
-        match = _METRIC.fullmatch(text.strip())
-        try:
-            value = float(match[3]) if match else math.nan
-        except ValueError:
-            value = math.nan
-        if match is None or not math.isfinite(value):
-            msg = f"{text!r} is not a condition on a metric: expected a name, one of < <= = != >= > and a number, as in 'accuracy>0.9'."
-            raise ConfigError(msg)
-        return cls(match[1], match[2].replace("==", "="), value)
 
 
 @dataclass(frozen=True)
@@ -96,7 +60,7 @@ class Query:
         Raises:
             ConfigError: `sort` is neither a known key nor a possible metric name.
         """
-        if not _NAME.fullmatch(self.sort):
+        if not NAME.fullmatch(self.sort):
             msg = f"{self.sort!r} is not a sort key: expected {', '.join(SORTS)} or a metric such as accuracy."
             raise ConfigError(msg)
 

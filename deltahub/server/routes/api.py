@@ -16,6 +16,7 @@ from deltahub.server.routes import (
     listing,
     packs,
     preupload,
+    promotion,
     revisions,
     trees,
     unsupported,
@@ -40,5 +41,6 @@ routes: Final = [
     *packs.routes,
     *amendments.routes,
     *edits.routes,
+    *promotion.routes,
     *unsupported.last,
 ]

@@ -115,6 +115,23 @@ def _amend(asked: _Asked) -> Edited:
     return asked.editor.amend(asked.path, asked.version(), amendment_in(asked.body))
 
 
+def _ask(asked: _Asked) -> Edited:
+    version = None if asked.body.get("remove") is True else asked.version() or LATEST
+    return asked.editor.ask(asked.path, text_field(asked.body, "alias"), version, _reason(asked.body))
+
+
+def _approve(asked: _Asked) -> Edited:
+    return asked.editor.approve(asked.path, text_field(asked.body, "request"))
+
+
+def _reject(asked: _Asked) -> Edited:
+    return asked.editor.reject(asked.path, text_field(asked.body, "request"), _reason(asked.body))
+
+
+def _record_probe(asked: _Asked) -> Edited:
+    return asked.editor.record_probe(asked.path, asked.version())
+
+
 def _reason(body: dict[str, Any]) -> str:
     reason = text_field(body, "reason", "")
     if len(reason) > _LONGEST:
@@ -136,6 +153,10 @@ _CHANGES: Final[dict[str, Callable[[_Asked], Edited]]] = {
     "remove": _remove,
     "rename": _rename,
     "amend": _amend,
+    "ask": _ask,
+    "approve": _approve,
+    "reject": _reject,
+    "record_probe": _record_probe,
 }
 
 routes: Final = [

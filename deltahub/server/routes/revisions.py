@@ -109,13 +109,14 @@ def create_tag(request: Request, body: dict[str, Any]) -> Response:
     repository.find(request.path_params["revision"])
     tag = check_git_tag(name)
     version = _version(repository, request.path_params["revision"])
+    reason = stamps.text(text_field(body, "message", ""))
 
     def change(document: ReferenceDocument) -> ReferenceDocument:
         if tag == document.resolve(version):
             return document
         _refuse_number(document, tag)
         _refuse_taken("tags", document.aliases, tag)
-        return document.with_alias(tag, document.resolve(version), *stamp_of(request))
+        return document.with_alias(tag, document.resolve(version), *stamp_of(request), reason=reason)
 
     repository.registry(request).update(repository.path, change)
     return JSONResponse({}, 201)

@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Collection
 from typing import Any
 
-from deltahub.errors import ConfigError, DeltaHubError
+from deltahub.errors import ConfigError
 from deltahub.reference import DeltaPath
 from deltahub.registry.amend import Amendment
 from deltahub.registry.edit_messages import ANY, edited_from_dict, error_from_dict
@@ -63,6 +63,23 @@ class HubEditor:
         texts = {"message": amendment.message, "description": amendment.description, "card": amendment.card}
         return self._make(path, "amend", version=version, metrics=dict(amendment.metrics), **texts)
 
+    def ask(self, path: DeltaPath, alias: str, version: str | None, reason: str) -> Edited:
+        """See `Editor.ask`."""
+        target = {"remove": True} if version is None else {"version": version}
+        return self._make(path, "ask", alias=alias, **target, reason=reason)
+
+    def approve(self, path: DeltaPath, request: str) -> Edited:
+        """See `Editor.approve`."""
+        return self._make(path, "approve", request=request)
+
+    def reject(self, path: DeltaPath, request: str, reason: str = "") -> Edited:
+        """See `Editor.reject`."""
+        return self._make(path, "reject", request=request, reason=reason)
+
+    def record_probe(self, path: DeltaPath, version: str | None) -> Edited:
+        """See `Editor.record_probe`."""
+        return self._make(path, "record_probe", version=version)
+
     def _make(self, path: DeltaPath, edit: str, **fields: Any) -> Edited:
         """Send one change; an id makes sure that it is made once, even if it must be sent again.
 
@@ -77,8 +94,7 @@ class HubEditor:
         def ask() -> Any:
             url = f"{calls.endpoint}/api/deltahub/{path}/edits"
             answer = get_session().post(url, json=body, headers=calls.headers(), timeout=HUB_TIMEOUT)
-            if error := _refusal(answer):
-                raise error
+            raise_refusal(answer)
             hf_raise_for_status(answer)
             return answer.json()
 
@@ -90,11 +106,17 @@ class HubEditor:
             raise ConfigError(msg) from error
 
 
-def _refusal(answer: Any) -> DeltaHubError | None:
-    """Return the error of the registry behind the hub; None for an answer that is not one."""
+def raise_refusal(answer: Any) -> None:
+    """Raise the error of the registry behind the hub, if the answer is one.
+
+    Raises:
+        DeltaHubError: what the registry raised.
+    """
     if answer.status_code < 400:
-        return None
+        return
     try:
-        return error_from_dict(answer.json())
+        error = error_from_dict(answer.json())
     except ValueError:
-        return None
+        return
+    if error:
+        raise error

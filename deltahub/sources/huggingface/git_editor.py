@@ -147,6 +147,29 @@ class GitEditor:
         )
         raise ConfigError(msg)
 
+    def ask(self, path: DeltaPath, alias: str, version: str | None, reason: str) -> NoReturn:
+        """Refuse: git protects no tags.
+
+        Raises:
+            ConfigError: always; likewise `approve`, `reject` and `record_probe`.
+        """
+        raise self._unguarded()
+
+    def approve(self, path: DeltaPath, request: str) -> NoReturn:
+        """Refuse: see `ask`."""
+        raise self._unguarded()
+
+    def reject(self, path: DeltaPath, request: str, reason: str = "") -> NoReturn:
+        """Refuse: see `ask`."""
+        raise self._unguarded()
+
+    def record_probe(self, path: DeltaPath, version: str | None) -> NoReturn:
+        """Refuse: see `ask`."""
+        raise self._unguarded()
+
+    def _unguarded(self) -> ConfigError:
+        return ConfigError(f"{self._calls.place} has no rules of promotion: it is not a hub of DeltaHub.")
+
     def _past(self, path: DeltaPath) -> History:
         return history(self._calls, path, f"Looking up {path}", self._refs)
 

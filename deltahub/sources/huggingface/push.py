@@ -16,10 +16,12 @@ from deltahub.checkpoint.from_files import MANIFEST, OWN_CARD
 from deltahub.errors import ConfigError, ConflictError, IntegrityError, NotFoundError
 from deltahub.reference import Digest, is_version
 from deltahub.registry.commit_message import commit_id, with_digest
+from deltahub.registry.edits import ANYTHING
 from deltahub.registry.entries import merged_tags
 from deltahub.registry.publish import Publication
 from deltahub.sources.huggingface.calls import Calls
 from deltahub.sources.huggingface.download import read
+from deltahub.sources.huggingface.editor import HubEditor
 from deltahub.sources.huggingface.git_tags import GitTags
 from deltahub.sources.huggingface.history import BRANCH, Names, history, names
 from deltahub.sources.huggingface.page import Card, completed_card, labels, page, tags_of
@@ -80,12 +82,25 @@ class Push:
             with retry:
                 commit, is_new, tags = self._older(head, refs) or self._commit(head, refs)
                 break
-        git_tags = GitTags(self.calls, self.repo, self.doing, refs.tags)
-        if not refs.document:  # a DeltaHub hub numbers its versions itself
+        if refs.document:  # it numbers its versions itself, and moves an alias in one step
+            self._set_aliases(commit)
+        else:
+            git_tags = GitTags(self.calls, self.repo, self.doing, refs.tags)
             git_tags.number(commit)
-        for alias in self.publication.aliases:
-            git_tags.point(alias, commit)
+            for alias in self.publication.aliases:
+                git_tags.point(alias, commit)
         return Published(commit, is_new, tags)
+
+    def _set_aliases(self, commit: str) -> None:
+        """Point the aliases to the pushed version on a hub of DeltaHub.
+
+        Raises:
+            ConflictError: one no longer points where expected. The version is pushed.
+            RefusedMoveError: the rules of promotion do not allow it. The version is pushed.
+        """
+        expect = self.publication.expect or {}
+        for alias in self.publication.aliases:
+            HubEditor(self.calls).set_alias(self.repo, alias, commit, expect=expect.get(alias, ANYTHING))
 
     # ----- existing content -----
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from deltahub.errors import ConfigError
 from deltahub.reference import Digest, as_delta_path
-from deltahub.registry.search.conditions import Metric, Query, Search
+from deltahub.registry.metrics import Metric
+from deltahub.registry.search.conditions import Query, Search
 from deltahub.registry.search.index import Listed
 from deltahub.sources.huggingface.calls import Calls
 from deltahub.sources.huggingface.fits import fitting

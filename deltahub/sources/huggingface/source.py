@@ -22,6 +22,7 @@ from deltahub.registry.commit_message import commit_id
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.editor import Editor
 from deltahub.registry.entries import Version
+from deltahub.registry.promotion.policy import Policy
 from deltahub.registry.publish import Publication
 from deltahub.registry.search.conditions import Search
 from deltahub.registry.search.index import Listed
@@ -32,6 +33,7 @@ from deltahub.sources.huggingface.download import read, read_manifest
 from deltahub.sources.huggingface.editor import HubEditor
 from deltahub.sources.huggingface.git_editor import GitEditor
 from deltahub.sources.huggingface.history import BRANCH, document, history, names
+from deltahub.sources.huggingface.policy import read_policy, write_policy
 from deltahub.sources.huggingface.push import Push
 from deltahub.sources.huggingface.search import search_hub, tags_of
 from deltahub.sources.huggingface.snapshot import PackedSnapshot, Snapshot, manifest_in
@@ -188,6 +190,14 @@ class HuggingFace:
         """See `Editable.editor`; a repo of another hub than DeltaHub's can be changed as far as git goes."""
         refs = names(self.calls, path, f"Looking up {path}")
         return GitEditor(self.calls, refs) if refs.document is None else HubEditor(self.calls)
+
+    def policy(self) -> tuple[Policy, str]:
+        """See `Governed.policy`."""
+        return read_policy(self.calls)
+
+    def set_policy(self, policy: Policy, etag: str, reason: str = "") -> Policy:
+        """See `Governed.set_policy`."""
+        return write_policy(self.calls, policy, etag, reason)
 
     def _cached(self, path: str, commit: str) -> Resolved | None:
         """Return a commit pulled before, if it is cached."""

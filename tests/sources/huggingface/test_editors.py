@@ -5,17 +5,20 @@ from __future__ import annotations
 import itertools
 import uuid
 
+import huggingface_hub
 import pytest
 
 from deltahub.cache.cache import Cache
 from deltahub.checkpoint.checkpoint import describe
 from deltahub.errors import (
+    ApprovalNeededError,
     ConfigError,
     ConflictError,
     InUseError,
     NotFoundError,
     NoVersionError,
     ReferenceSyntaxError,
+    RefusedMoveError,
     RemovedError,
     StorageError,
 )
@@ -27,6 +30,7 @@ from deltahub.registry.amend import Amendment
 from deltahub.registry.commit_message import commit_id
 from deltahub.registry.editor import RegistryEditor
 from deltahub.registry.edits import set_alias
+from deltahub.registry.promotion.policy import Policy, write_policy
 from deltahub.registry.publish import Publication, publish
 from deltahub.registry.registry import Registry
 from deltahub.server.settings import Settings
@@ -249,3 +253,72 @@ def test_a_repo_of_git_is_changed_as_far_as_git_goes(hub, repo, checkpoint_folde
     with pytest.raises(ConfigError, match="keeps no log of aliases"):
         edits.undo(hub, reference)
     assert edits.set_alias(hub, reference, "champion", remove=True).target is None
+
+
+@pytest.fixture
+def guarded(served, path):
+    """The rules: two others approve the move of a champion, and only the token `lead` may ask."""
+    rule = {"deltas": "acme/*", "aliases": ["champion"], "approvals": 2, "movers": {"names": ["lead"]}}
+    write_policy(served.registry.store, Policy.parse({"rules": [rule]}), Actor("root", "admin"))
+    yield
+    write_policy(served.registry.store, Policy(), Actor("root", "admin"))
+
+
+@pytest.fixture(scope="module")
+def people(served):
+    """Hubs as tokens see them, by their names."""
+
+    def hub(name: str, scope: str = "write") -> HuggingFace:
+        return HuggingFace("team", served.url, served.token(scope, name=name), pause=lambda _: None)
+
+    return {name: hub(name) for name in ("lead", "bob", "cat")} | {"root": hub("root", "admin")}
+
+
+def test_approvals_through_a_hub_count_by_token(served, guarded, people, path):
+    editors = {name: source.editor(path) for name, source in people.items()}
+    with pytest.raises(ApprovalNeededError, match="2 others must approve it, and 0 did"):
+        editors["lead"].set_alias(path, "champion", "v2", reason="better")
+    with pytest.raises(RefusedMoveError, match="only lead may make it, not root"):
+        editors["root"].ask(path, "champion", "v2", "better")
+    request = editors["lead"].ask(path, "champion", "v2", "better").request
+    with pytest.raises(RefusedMoveError, match="lead asked for it"):
+        editors["lead"].approve(path, request)
+    editors["bob"].approve(path, request)
+    document = editors["cat"].approve(path, request).document
+    assert (document.aliases, document.log[-1].approved) == ({"champion": "v2"}, ("bob", "cat"))
+    assert document.log[-1].author == "lead"
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        lambda api, path: api.create_branch(path, branch="champion"),
+        lambda api, path: api.delete_tag(path, tag="champion"),
+        lambda api, path: api.delete_repo(path),
+        lambda api, path: api.move_repo(path, "free/x"),
+    ],
+    ids=["branch", "delete the tag", "delete the repo", "move the repo"],
+)
+def test_no_client_of_the_hugging_face_hub_gets_round_the_rules(served, guarded, path, way):
+    before = served.registry.document(path)
+    with pytest.raises(huggingface_hub.errors.HfHubHTTPError) as raised:
+        way(huggingface_hub.HfApi(served.url, served.token("write")), path)
+    assert raised.value.response.status_code in (403, 409)
+    assert served.registry.document(path) == before
+
+
+def test_a_push_with_a_protected_alias_through_a_hub_leaves_the_alias(served, guarded, remote, path, tmp_path):
+    hub = Hub({"team": remote}, Cache(tmp_path / "cache"))
+    with pytest.raises(RefusedMoveError, match="only lead may make it"):
+        hub.push(save_checkpoint(tmp_path / "new", value=0.9), f"team:{path}", aliases=["champion"])
+    assert served.registry.document(path).aliases == {"champion": "v1"}
+
+
+def test_admins_change_the_rules_and_writers_read_them(served, guarded, people, remote):
+    policy, etag = remote.policy()
+    assert policy.rules[0].aliases == ("champion",)
+    with pytest.raises(StorageError, match="scope admin"):
+        remote.set_policy(Policy(), etag)
+    assert people["root"].set_policy(Policy(), etag, "no rules").log[-1]["author"] == "root"
+    with pytest.raises(ConflictError):
+        people["root"].set_policy(policy, etag)

@@ -1,0 +1,1 @@
+"""Guarded promotion: rules for protected aliases, requests for their moves, and approvals."""
