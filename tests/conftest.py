@@ -43,6 +43,10 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # as many test processes run at once as keep the cores busy
 
+# Each of the thousands of clients would read the certificates of 140 authorities, which vouch for no server of a test.
+os.environ.pop("SSL_CERT_FILE", None)
+os.environ["SSL_CERT_DIR"] = str(Path(__file__).parent)
+
 # A disk takes milliseconds for every sync, of which there are tens of thousands; what outlasts a power loss has tests of its own.
 _MEMORY, _ENOUGH = Path("/dev/shm"), 2 << 30
 if os.access(_MEMORY, os.W_OK) and shutil.disk_usage(_MEMORY).free > _ENOUGH:

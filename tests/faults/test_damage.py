@@ -44,6 +44,11 @@ def served(registry, world) -> Registry:
     return registry
 
 
+def is_damaged(registry: Registry) -> bool:
+    """Whether `verify` finds anything; it need not look further then."""
+    return any(damage for _, damage in verify(registry))
+
+
 def changed(registry: Registry) -> Iterator[tuple[Path, bytes]]:
     """Every file of a registry in turn, with what is in it, to be changed; it is put back afterwards."""
     assert not damage_of(registry)
@@ -62,7 +67,7 @@ def test_every_bit_that_is_flipped_is_found(served):
             flipped = bytearray(data)
             flipped[bit // 8] ^= 1 << bit % 8
             path.write_bytes(flipped)
-            assert damage_of(served), (path, bit)
+            assert is_damaged(served), (path, bit)
             tried += 1
     assert tried > 1000
 
@@ -72,7 +77,7 @@ def test_every_cut_is_found(served):
     for path, data in changed(served):
         for length in range(0, len(data), EVERY):
             path.write_bytes(data[:length])
-            assert damage_of(served), (path, length)
+            assert is_damaged(served), (path, length)
             tried += 1
     assert tried > 100
 
@@ -81,7 +86,7 @@ def test_every_cut_is_found(served):
 def test_every_byte_that_is_appended_is_found(served, more):
     for path, data in changed(served):
         path.write_bytes(data + more)
-        assert damage_of(served), path
+        assert is_damaged(served), path
 
 
 def test_files_that_are_exchanged_are_found(served):
@@ -90,7 +95,7 @@ def test_files_that_are_exchanged_are_found(served):
         for other, theirs in files[:number]:
             (served.store.root / name).write_bytes(theirs)
             (served.store.root / other).write_bytes(data)
-            assert damage_of(served), (name, other)
+            assert is_damaged(served), (name, other)
             (served.store.root / name).write_bytes(data)
             (served.store.root / other).write_bytes(theirs)
     assert not damage_of(served)
@@ -103,7 +108,7 @@ def test_a_folder_in_the_place_of_a_file_is_found(registry, inside):
         path.mkdir()
         for name in inside:
             (path / name).write_bytes(b"{}")
-        assert damage_of(registry), path
+        assert is_damaged(registry), path
         shutil.rmtree(path)
 
 
