@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from deltahub.engine.modules import own_modules
+from deltahub.engine.structure.experts import named_experts
 from deltahub.engine.structure.maps import MARK
 from deltahub.engine.structure.names import StructureMap
 from deltahub.errors import CheckpointError
@@ -68,17 +69,17 @@ def stand_in(class_name: str) -> nn.Module | None:
 
 
 def common_names(backbone: nn.Module) -> dict[str, tuple[list[str], int]]:
-    """Return the common names of a backbone's modules, with ``*`` for block numbers.
+    """Return the common names of a backbone's modules, and of the parts of its mixtures of experts, with ``*`` for block numbers.
 
     Returns:
-        Common name to the real names that have it, and the number of these modules.
+        Common name to the real names that have it, and the number of these modules or parameters.
     """
     structure = StructureMap.of(backbone)
+    pairs = [(structure.common_name(name), name) for name, _ in own_modules(backbone)]
+    pairs = [(common, name) for common, name in pairs if common != name and common.endswith(MARK)]
+    pairs += [(part.common, f"{part.module}.{part.parameter}".rstrip(".")) for part in named_experts(structure)]
     groups: dict[str, tuple[list[str], int]] = {}
-    for name, _ in own_modules(backbone):
-        common = structure.common_name(name)
-        if common == name or not common.endswith(MARK):
-            continue
+    for common, name in pairs:
         key = re.sub(r"\.\d+(?=\.)", ".*", common.replace(MARK, ""))
         real, count = groups.get(key, ([], 0))
         pattern = re.sub(r"\.\d+(?=\.)", ".*", name)

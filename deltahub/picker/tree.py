@@ -9,6 +9,7 @@ from torch import nn
 from deltahub.engine.drawing.folding import Node, fold
 from deltahub.engine.drawing.html import short_name
 from deltahub.engine.modules import own_modules
+from deltahub.engine.structure.experts import named_experts
 from deltahub.engine.structure.maps import MARK
 from deltahub.engine.structure.names import StructureMap
 
@@ -26,8 +27,19 @@ def tree_json(backbone: nn.Module) -> dict[str, Any]:
         "title": type(backbone).__name__,
         "total": sum(parameter.numel() for parameter in backbone.parameters()),
         "children": [_node_json(node) for node in fold(backbone)],
-        "common": {name: short_name(common) for name, common in commons.items() if common.endswith(MARK)},
+        "common": {name: short_name(common) for name, common in commons.items() if common.endswith(MARK)}
+        | _expert_names(structure),
     }
+
+
+def _expert_names(structure: StructureMap) -> dict[str, str]:
+    """Return the short names of stacks of experts, and of the routers and shared experts beside them, by real name of the module."""
+    names: dict[str, str] = {}
+    for part in named_experts(structure):
+        ends = part.common.replace(MARK, "").split(".")
+        last = next(index for index, end in enumerate(ends) if end in ("experts", "router", "shared_expert"))
+        names[part.module] = "experts" if ends[last] == "experts" else ".".join(ends[last:])
+    return names
 
 
 def _node_json(node: Node) -> dict[str, Any]:

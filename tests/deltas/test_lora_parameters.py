@@ -9,7 +9,9 @@ import transformers
 from torch import nn
 
 from deltahub import AdapterModel, AutoDeltaModel, LoraModel, deltas_of, route
+from deltahub.engine.skeleton import common_names
 from deltahub.errors import ConfigError, NoMatchError, RouteError, TargetError
+from deltahub.picker.tree import tree_json
 from tests.backbones import stir
 
 SIZES = {
@@ -323,3 +325,16 @@ def test_a_lora_acts_on_the_weight_of_a_layer_that_is_never_called(tmp_path):
     assert torch.equal(bare, again(ids).logits)
     with pytest.raises(ConfigError, match="a LoRA of PEFT would not act there"):
         one.export(tmp_path / "peft")
+
+
+def test_experts_and_routers_are_listed_by_their_common_names():
+    model = mixture("DeepseekV3")
+    names = common_names(model)
+    ff = "model.decoder.block.*.ff"
+    assert names[f"{ff}.experts.w1"] == (["model.layers.*.mlp.experts.gate_up_proj"], 1)
+    assert names[f"{ff}.router"] == (["model.layers.*.mlp.gate.weight"], 1)
+    assert names[f"{ff}.shared_expert.w1"] == (["model.layers.*.mlp.shared_experts.up_proj"], 1)
+    common = tree_json(model)["common"]
+    assert common["model.layers.1.mlp.experts"] == "experts"
+    assert common["model.layers.1.mlp.gate"] == "router"
+    assert common["model.layers.1.mlp.shared_experts.up_proj"] == "shared_expert.w1"
