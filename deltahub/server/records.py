@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from deltahub.errors import IntegrityError
 from deltahub.reference import DeltaPath, as_delta_path
@@ -91,6 +91,23 @@ class PolledDocuments(Generic[T]):
 
 
 @dataclass(frozen=True)
+class Squash:
+    """The beginning of a branch whose history was squashed.
+
+    Attributes:
+        version: the oldest version that is still in its history.
+        message: of the commit that squashed it.
+        time: of that commit, ISO 8601 in UTC.
+        author: of that commit.
+    """
+
+    version: str
+    message: str
+    time: str
+    author: str
+
+
+@dataclass(frozen=True)
 class Record:
     """Record of a repository.
 
@@ -98,11 +115,28 @@ class Record:
         created: creation time, ISO 8601 in UTC.
         author: who created it.
         private: whether it is visible only to tokens valid in its namespace.
+        adopted: whether its versions were pushed to the registry before it had a record.
+        plain: whether the ``.gitattributes`` that a new repository begins with was deleted.
+        squashed: for a branch whose history was squashed, the version with which it begins now.
     """
 
     created: str
     author: str
     private: bool = False
+    adopted: bool = False
+    plain: bool = False
+    squashed: Mapping[str, Squash] = field(default_factory=dict)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Record:
+        """Read a stored record."""
+        squashed = {branch: Squash(**squash) for branch, squash in values.get("squashed", {}).items()}
+        return cls(**{**values, "squashed": squashed})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the record as it is stored: what earlier releases do not know is left out where it says nothing."""
+        values = asdict(self)
+        return {key: value for key, value in values.items() if value or key not in ("adopted", "plain", "squashed")}
 
 
 def may_be_private(record: Record | None) -> bool:
@@ -132,7 +166,7 @@ class Records:
 
     def _tagged(self, path: str) -> tuple[Record | None, str | None]:
         record = REPOSITORIES.read(self._store, repository_key(path))
-        return (Record(**record[0]), record[1]) if record else (None, None)
+        return (Record.from_dict(record[0]), record[1]) if record else (None, None)
 
     def all(self) -> dict[str, Record | None]:
         """Return every record by repository, None for a damaged one; only records changed since the last call are read."""
@@ -163,7 +197,7 @@ class Records:
             if changed == record:
                 return changed
             with retry:
-                REPOSITORIES.write(self._store, repository_key(path), asdict(changed), etag)
+                REPOSITORIES.write(self._store, repository_key(path), changed.to_dict(), etag)
                 return changed
 
     def delete(self, path: str) -> None:
@@ -178,7 +212,7 @@ def _path(key: str) -> str:
 def _parse_listed(key: str, data: bytes) -> Record | None:
     """Parse a record; return None for a damaged one, which must not hide all others."""
     try:
-        return Record(**REPOSITORIES.parse(key, data))
+        return Record.from_dict(REPOSITORIES.parse(key, data))
     except IntegrityError as error:
         logging.getLogger("deltahub").warning("A repository cannot be listed: %s", error)
         return None

@@ -24,6 +24,7 @@ from deltahub.registry.entries import Version
 from deltahub.registry.registry import Registry
 from deltahub.server.access import caller_of, repository_not_found, require_read, require_write
 from deltahub.server.errors import REVISION_NOT_FOUND, Refusal
+from deltahub.server.git_attributes import DEFAULT, GITATTRIBUTES, IsLarge, large_files, readable, shown_files
 from deltahub.server.records import Record
 from deltahub.server.state import State, state_of
 
@@ -49,12 +50,21 @@ class Commit:
         version: of the delta, e.g. ``"v3"``; None for the first commit of a new repository.
         manifest: what it holds.
         entry: metadata of the version; None for that first commit.
+        has_attributes: whether it shows the default ``.gitattributes`` if it has none of its own.
     """
 
     id: str
     version: str | None
     manifest: Manifest
     entry: Version | None
+    has_attributes: bool = False
+
+    @property
+    def files(self) -> tuple[FileEntry, ...]:
+        """The files that clients of the Hub see, sorted by path."""
+        if not self.has_attributes:
+            return self.manifest.files
+        return shown_files({entry.path: entry for entry in self.manifest.files})
 
 
 @dataclass(frozen=True)
@@ -91,6 +101,16 @@ class Repository:
         return self.record.created if self.record else ""
 
     @property
+    def began_here(self) -> bool:
+        """Whether it was created through the hub, so that its history begins with the first commit of a new repository."""
+        return self.record is not None and not self.record.adopted
+
+    @property
+    def has_attributes(self) -> bool:
+        """Whether its commits show the default ``.gitattributes`` where they have none of their own."""
+        return self.began_here and not (self.record and self.record.plain)
+
+    @property
     def created(self) -> str:
         """Creation time, ISO 8601 in UTC."""
         if self.record:
@@ -120,7 +140,7 @@ class Repository:
             matches = [key for key, entry in document.versions.items() if entry.digest.hex.startswith(name)]
             if len(matches) == 1:
                 return matches[0]
-            if self.record and name == commit_id(EMPTY.digest):  # clients remember it from before the first push
+            if self.began_here and name == commit_id(EMPTY.digest):  # clients remember it from before the first push
                 return None
         try:
             return document.resolve(name)
@@ -132,9 +152,15 @@ class Repository:
     def commit(self, version: str | None) -> Commit:
         """Return a version as a commit; None means the first commit of a new repository."""
         if version is None:
-            return Commit(commit_id(EMPTY.digest), None, EMPTY, None)
+            return Commit(commit_id(EMPTY.digest), None, EMPTY, None, has_attributes=self.has_attributes)
         entry = self.document.versions[version]
-        return Commit(commit_id(entry.digest), version, self.state.manifest(entry.digest), entry)
+        manifest = self.state.manifest(entry.digest)
+        return Commit(commit_id(entry.digest), version, manifest, entry, has_attributes=self.has_attributes)
+
+    def large_files(self, commit: Commit) -> IsLarge:
+        """Return a function that says whether clients treat a file of a commit as a large one (git LFS)."""
+        own = next((entry for entry in commit.manifest.files if entry.path == GITATTRIBUTES), None)
+        return large_files(self.state.read(own, 0, own.size) if own and readable(own) else DEFAULT)
 
     def at(self, revision: str) -> Commit:
         """Return the commit of a revision.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import bisect
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Any, Final
 from weakref import WeakValueDictionary
@@ -24,11 +24,13 @@ from deltahub.registry.registry import Registry
 from deltahub.registry.search.catalogue import open_catalogue
 from deltahub.registry.search.index import INDEXES
 from deltahub.server.budget import Budget
+from deltahub.server.git_attributes import DEFAULT, DEFAULT_ENTRY
 from deltahub.server.records import Records
 from deltahub.server.settings import Settings
 from deltahub.server.upload_urls import Signer
 from deltahub.settings.environment import cache_home
 from deltahub.stores.base import object_key
+from deltahub.stores.threads import map_concurrently
 from deltahub.text.front_matter import LARGEST, front_matter
 
 _DIGEST: Final = 32  # bytes of a SHA-256
@@ -130,13 +132,27 @@ class State:
     def _git_oid(self, sha256: str, size: int) -> str:
         """Return git's blob id of a file: the sha1 of its size and bytes, 40 hex digits. Reads the whole file, once."""
         digest = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
-        for chunk in self.registry.store.chunks(object_key(sha256)):
+        for chunk in self.chunks(sha256):
             digest.update(chunk)
         return digest.hexdigest()
 
+    def git_oids(self, files: Iterable[FileEntry]) -> dict[str, str]:
+        """Return git's blob id of each file by its path; several are read concurrently."""
+        entries = list(files)
+        oids = map_concurrently(
+            lambda entry: self.git_oid(entry.sha256, entry.size), entries, self.registry.store.at_once
+        )
+        return {entry.path: oid for entry, oid in zip(entries, oids, strict=True)}
+
+    def chunks(self, sha256: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+        """Iterate over the bytes of a stored file; the default ``.gitattributes`` is not stored."""
+        if sha256 == DEFAULT_ENTRY.sha256:
+            return iter([DEFAULT[start:end]])
+        return self.registry.store.chunks(object_key(sha256), start, end)
+
     def read(self, entry: FileEntry, start: int, end: int) -> bytes:
         """Return a range of a stored file."""
-        return b"".join(self.registry.store.chunks(object_key(entry.sha256), start, end))
+        return b"".join(self.chunks(entry.sha256, start, end))
 
     def base_url(self, request: HTTPConnection) -> str:
         """Return the hub's URL as the caller reaches it, without a trailing slash."""

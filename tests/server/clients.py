@@ -63,7 +63,7 @@ class Client:
         return str(json.loads(answer)["commitOid"])
 
     def pull(self, repository: str, path: str, revision: str = "main") -> bytes:
-        """A file, as clients fetch it: its head first, then its bytes, whose digest must be the one in the head."""
+        """A large file, as clients fetch it: its head first, then its bytes, whose digest must be the one in the head."""
         status, headers, _ = self.ask("HEAD", f"/{repository}/resolve/{revision}/{path}")
         assert status == 200, status
         status, _, data = self.ask("GET", f"/{repository}/resolve/{headers['X-Repo-Commit']}/{path}")

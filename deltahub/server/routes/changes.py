@@ -26,7 +26,9 @@ from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Version, merged_tags, number, summary_of
 from deltahub.server.errors import ENTRY_NOT_FOUND, Refusal
 from deltahub.server.file_names import below, check_path, refuse_clashes
+from deltahub.server.git_attributes import DEFAULT_ENTRY, GITATTRIBUTES
 from deltahub.server.pickles import refuse_pickle_within
+from deltahub.server.records import Record
 from deltahub.server.repositories import Repository, is_delta
 from deltahub.server.routes.model_info import CARD_KEYS
 from deltahub.server.routes.operations import Added, Deleted, Named, Operations
@@ -67,6 +69,7 @@ class Change:
         self._head = repository.commit(self._base)
         self._files: dict[str, Path] = {}  # files sent within the commit, by sha256
         self._uploaded: set[str] = set()  # sha256 of files uploaded beforehand
+        self._plain: bool | None = None  # whether the commit deletes the default .gitattributes, or restores it
 
     def make(self) -> str:
         """Create the version and return its commit id.
@@ -77,6 +80,20 @@ class Change:
             Refusal: the commit is not valid.
             HeadMoved: the branch head changed concurrently.
         """
+        commit_oid = self._commit()
+        if self._plain is not None:
+            self._show_attributes(plain=self._plain)
+        return commit_oid
+
+    def _show_attributes(self, *, plain: bool) -> None:
+        def change(record: Record | None) -> Record:
+            if record is None:
+                raise HeadMoved(self._repository.path)
+            return replace(record, plain=plain)
+
+        self._state.records.change(self._repository.path, change)
+
+    def _commit(self) -> str:
         self._require_parent()
         tree = self._tree()
         manifest = describe_files(tree.values(), self._read)
@@ -142,6 +159,10 @@ class Change:
                 self._delete(tree, operation)
                 continue
             path = check_path(operation.path)
+            if (path, operation.sha256) == (GITATTRIBUTES, DEFAULT_ENTRY.sha256) and self._repository.began_here:
+                tree.pop(path, None)  # shown without being stored
+                self._plain = False
+                continue
             if isinstance(operation, Added):
                 self._files[operation.sha256] = operation.file
                 tree[path] = FileEntry(path, operation.sha256, operation.size)
@@ -159,6 +180,10 @@ class Change:
         deleted_paths = below(operation.path, tree)
         if not operation.folder and operation.path in tree:
             deleted_paths = [operation.path]
+        if operation.path == GITATTRIBUTES and self._head.has_attributes:
+            self._plain = True
+            tree.pop(GITATTRIBUTES, None)
+            return
         if not deleted_paths:
             kind = "folder" if operation.folder else "file"
             message = f"A {kind} with this name doesn't exist: {operation.path[:200]!r}."

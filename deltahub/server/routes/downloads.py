@@ -48,7 +48,7 @@ def resolve(request: Request) -> Response:
     repository = open_repository(request)
     commit = repository.at(request.path_params["revision"])
     path = request.path_params["path"]
-    entry = next((entry for entry in commit.manifest.files if entry.path == path), None)
+    entry = next((entry for entry in commit.files if entry.path == path), None)
     if entry is None and path == MANIFEST and is_delta(commit.manifest):  # stored as an object like any file
         entry = FileEntry(path, commit.manifest.digest.hex, len(commit.manifest.to_bytes()))
     manifest_headers = manifest_offer(repository.path, commit.id) if path == MANIFEST and commit.entry else {}
@@ -57,12 +57,14 @@ def resolve(request: Request) -> Response:
         raise Refusal(
             404, f"{path} is not a file of {repository.path} at {commit.id}.", ENTRY_NOT_FOUND, missing_headers
         )
-    etag = f'"{entry.sha256}"'
+    elsewhere = direct_url(state_of(request), entry)
+    is_large = path == MANIFEST or elsewhere is not None or repository.large_files(commit)(entry)
+    etag = f'"{entry.sha256 if is_large else repository.state.git_oid(entry.sha256, entry.size)}"'
+    linked = {"X-Linked-Size": str(entry.size), "X-Linked-Etag": etag} if is_large else {}
     headers = {
         "X-Repo-Commit": commit.id,
         "ETag": etag,
-        "X-Linked-Size": str(entry.size),
-        "X-Linked-Etag": etag,
+        **linked,
         "Accept-Ranges": "bytes",
         "Cache-Control": _REVALIDATE,
         "Content-Disposition": f"attachment; filename*=UTF-8''{quote(path.rpartition('/')[2], safe='')}",
@@ -71,7 +73,7 @@ def resolve(request: Request) -> Response:
         headers |= offer(repository.path, commit.id, commit.manifest) | manifest_headers
     if etag in request.headers.get("if-none-match", ""):
         return Response(status_code=304, headers=headers)
-    if (elsewhere := direct_url(state_of(request), entry)) is not None:
+    if elsewhere is not None:
         return RedirectResponse(elsewhere, 302, {**headers, "Cache-Control": "private, no-store"})
     if request.method == "HEAD":  # the size of the whole file, whatever range was requested
         return Response(headers={**headers, "Content-Length": str(entry.size)}, media_type=_media_type(path))
@@ -128,7 +130,7 @@ def _span(request: Request, entry: FileEntry, etag: str) -> tuple[int, int] | No
 
 def _pieces(state: State, entry: FileEntry, start: int = 0, end: int | None = None) -> Iterator[bytes]:
     try:
-        yield from state.registry.store.chunks(object_key(entry.sha256), start, end)
+        yield from state.chunks(entry.sha256, start, end)
     except NotFoundError as error:
         raise _damaged(entry, "nothing") from error
 

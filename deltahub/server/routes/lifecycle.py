@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Final
 
 from starlette.requests import Request
@@ -30,7 +31,7 @@ from deltahub.server.repositories import (
     may_change,
     open_repository,
 )
-from deltahub.server.routes.revisions import stamp_of
+from deltahub.server.routes.revisions import adopted, stamp_of
 from deltahub.server.state import State, state_of
 
 # First segments of URLs with another meaning.
@@ -214,8 +215,7 @@ def settings(request: Request, body: dict[str, Any]) -> Response:
 
 def _set_private(request: Request, repository: Repository, *, private: bool) -> None:
     def change(record: Record | None) -> Record:
-        previous = record or Record(repository.created, stamp_of(request)[1])
-        return Record(previous.created, previous.author, private)
+        return replace(record or adopted(request, repository), private=private)
 
     repository.state.records.change(repository.path, change)
 

@@ -19,10 +19,12 @@ from deltahub.server import paging
 from deltahub.server.access import Caller, caller_of
 from deltahub.server.counted_responses import WholeJSONResponse, counted
 from deltahub.server.errors import Refusal
+from deltahub.server.git_attributes import shown_files
 from deltahub.server.paths import MODEL
 from deltahub.server.records import Record, may_be_private
 from deltahub.server.repositories import EMPTY, Commit, Repository, open_repository
-from deltahub.server.routes.model_info import DELTA, ModelInfo, expanded, siblings
+from deltahub.server.routes.blobs import blobs_of
+from deltahub.server.routes.model_info import DELTA, ModelInfo, expanded, siblings, sized_siblings
 from deltahub.server.routes.trees import LISTED, moment
 from deltahub.server.state import State, state_of
 
@@ -162,6 +164,9 @@ def _line(request: Request, state: State, facts: ModelInfo) -> dict[str, Any]:
         next((e for e in document.versions.values() if commit_id(e.digest) == facts.sha), None) if document else None
     )
     files = state.manifest(version.digest).files if version else ()
+    record = state.records.all().get(facts.path)
+    if record and not (record.adopted or record.plain):
+        files = shown_files({entry.path: entry for entry in files})
     card = next((state.card(entry.sha256, entry.size) for entry in files if entry.path == CARD), {})
     return expanded({**values, "siblings": siblings(files), "cardData": facts.card_data(card)}, fields)
 
@@ -181,15 +186,15 @@ def model_info(request: Request) -> Response:
     repository = open_repository(request)
     commit = repository.at(request.path_params.get("revision", "main"))
     facts = model_info_of(repository, commit)
-    return counted(request, LISTED * len(commit.manifest.files), lambda: _info(request, commit, facts))
+    return counted(request, LISTED * len(commit.manifest.files), lambda: _info(request, repository, commit, facts))
 
 
-def _info(request: Request, commit: Commit, facts: ModelInfo) -> Response:
-    files = commit.manifest.files
+def _info(request: Request, repository: Repository, commit: Commit, facts: ModelInfo) -> Response:
+    has_sizes = "blobs" in request.query_params
     values = {
         **facts.to_dict(),
         "cardData": facts.card_data(facts.card),
-        "siblings": siblings(files, blobs="blobs" in request.query_params),
+        "siblings": sized_siblings(blobs_of(repository, commit, commit.files)) if has_sizes else siblings(commit.files),
         "spaces": [],
         "usedStorage": commit.manifest.size,
     }

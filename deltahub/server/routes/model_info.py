@@ -9,7 +9,8 @@ from typing import Any, Final
 from deltahub.checkpoint.manifest import FileEntry
 from deltahub.reference import DeltaPath
 from deltahub.registry.search.index import Listed
-from deltahub.server.routes.trees import blob_id, lfs_facts, moment
+from deltahub.server.routes.blobs import Blob
+from deltahub.server.routes.trees import moment
 from deltahub.text.front_matter import texts
 
 DELTA: Final = "deltahub"  # the key of fields that only DeltaHub reads
@@ -123,18 +124,16 @@ class ModelInfo:
         }
 
 
-def siblings(files: Iterable[FileEntry], *, blobs: bool = False) -> list[dict[str, Any]]:
-    """Return the files of a commit, by name alone or with sizes and digests."""
-    if not blobs:
-        return [{"rfilename": entry.path} for entry in files]
+def siblings(files: Iterable[FileEntry]) -> list[dict[str, Any]]:
+    """Return the files of a commit by name alone."""
+    return [{"rfilename": entry.path} for entry in files]
+
+
+def sized_siblings(blobs: Iterable[Blob]) -> list[dict[str, Any]]:
+    """Return the files of a commit with sizes and digests."""
     return [
-        {
-            "rfilename": entry.path,
-            "size": entry.size,
-            "blobId": blob_id(entry),
-            "lfs": lfs_facts(entry, "sha256"),
-        }
-        for entry in files
+        {"rfilename": blob.entry.path, "size": blob.entry.size, "blobId": blob.oid, **blob.lfs("sha256")}
+        for blob in blobs
     ]
 
 

@@ -20,6 +20,7 @@ from starlette.routing import Route
 from deltahub.checkpoint.manifest import FileEntry
 from deltahub.server.bodies import LARGE, with_json
 from deltahub.server.errors import Refusal
+from deltahub.server.git_attributes import IsLarge
 from deltahub.server.paths import MODEL
 from deltahub.server.pickles import refuse_pickle
 from deltahub.server.repositories import Repository, may_change, open_repository
@@ -53,7 +54,6 @@ def ignore_rules(gitignore: str, *, named: bool) -> GitIgnoreSpec:
         raise Refusal(400, f"The {GITIGNORE} cannot be followed: {error}. Correct or shorten it.") from error
 
 
-SMALL: Final = 1 << 20  # bytes up to which a file is sent inside the commit, in mode lfs
 _MOST: Final = 1000  # files per call
 
 
@@ -61,7 +61,7 @@ def preupload(request: Request, body: dict[str, Any]) -> Response:
     """Answer how each file is to be sent, and which content the repository has at its path.
 
     To a hub without Xet, clients with Xet installed can send a file only inside the commit, and do not reveal that they have Xet.
-    So that is the default mode; the operator of the hub can choose another.
+    So that is the default mode; in the other one, large files (see `deltahub.server.git_attributes`) are sent ahead.
     """
     repository = open_repository(request, write=True)
     files = body.get("files")
@@ -69,11 +69,11 @@ def preupload(request: Request, body: dict[str, Any]) -> Response:
         raise Refusal(400, f"The body needs 'files', a list of at most {_MOST}.")
     revision = request.path_params["revision"]
     commit = repository.at(revision) if repository.document.versions else repository.commit(None)
-    entries = {entry.path: entry for entry in commit.manifest.files}
+    entries = {entry.path: entry for entry in commit.files}
     rules = ignore_rules(_gitignore(repository, entries, body), named=len(files) == 1)
-    return JSONResponse(
-        {"commitOid": commit.id, "files": [_answer(repository, entries, rules, file) for file in files]}
-    )
+    is_large = repository.large_files(commit)
+    answers = [_answer(repository, entries, rules, is_large, file) for file in files]
+    return JSONResponse({"commitOid": commit.id, "files": answers})
 
 
 def _gitignore(repository: Repository, entries: Mapping[str, FileEntry], body: Mapping[str, Any]) -> str:
@@ -87,7 +87,7 @@ def _gitignore(repository: Repository, entries: Mapping[str, FileEntry], body: M
 
 
 def _answer(
-    repository: Repository, entries: Mapping[str, FileEntry], rules: GitIgnoreSpec, file: Any
+    repository: Repository, entries: Mapping[str, FileEntry], rules: GitIgnoreSpec, is_large: IsLarge, file: Any
 ) -> dict[str, Any]:
     path, size, sample = (
         (file.get(key) for key in ("path", "size", "sample")) if isinstance(file, dict) else (None,) * 3
@@ -100,7 +100,7 @@ def _answer(
     if size > settings.max_file:
         raise Refusal(413, f"{path} has {size:,} bytes, and this hub takes {settings.max_file:,} at most.")
     refuse_pickle(settings, repository.path.namespace, path, size, _bytes(sample))
-    lfs = settings.upload_mode == "lfs" and size > SMALL
+    lfs = settings.upload_mode == "lfs" and is_large(FileEntry(path, "", size))
     if not lfs and size > (largest := settings.largest_in_commit):
         message = (
             f"{path} has {size:,} bytes, and this hub takes {largest:,} at most inside of a commit. Ask its administrator for a larger "

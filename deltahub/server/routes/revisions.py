@@ -5,6 +5,7 @@ A commit is a version of the delta, a tag is an alias, and a branch is a line of
 
 from __future__ import annotations
 
+import html
 import json
 from collections.abc import Collection
 from dataclasses import replace
@@ -27,6 +28,7 @@ from deltahub.server.bodies import text_field, with_json
 from deltahub.server.counted_responses import WholeJSONResponse, counted
 from deltahub.server.errors import REVISION_NOT_FOUND, Refusal
 from deltahub.server.paths import MODEL
+from deltahub.server.records import Record, Squash
 from deltahub.server.repositories import EMPTY, FIRST_COMMIT, Repository, may_change, open_repository
 from deltahub.server.routes.model_info import DELTA
 from deltahub.server.routes.trees import moment
@@ -73,13 +75,43 @@ def _ref(repository: Repository, kind: str, name: str, version: str | None) -> d
 
 
 def list_commits(request: Request) -> Response:
-    """List the commits in the history of a revision, newest first."""
+    """List the commits in the history of a revision, newest first; with ``expand[]=formatted``, titles and messages as HTML too."""
     repository = open_repository(request)
-    version = repository.find(request.path_params["revision"])
-    versions = [*repository.document.history(version)] if version else [None]
+    revision = request.path_params["revision"]
+    versions = _history(repository, revision)
     start, count = paging.window(request)
     lines = [_described(repository, item) for item in versions[start : start + count]]
+    squash = _squash_of(repository, revision)
+    if squash and start + len(lines) == len(versions) and lines:
+        lines[-1] |= {"title": squash.message.partition("\n")[0], "date": moment(squash.time)}
+        lines[-1] |= {"message": squash.message.partition("\n")[2].strip(), "authors": [{"user": squash.author}]}
+    if "formatted" in request.query_params.getlist("expand[]") + request.query_params.getlist("expand"):
+        for line in lines:
+            line["formatted"] = {key: html.escape(line[key]) for key in ("title", "message")}
     return paging.page(request, lines, start=start, count=count, total=len(versions))
+
+
+def _history(repository: Repository, revision: str) -> list[str | None]:
+    """Return the versions in the history of a revision, newest first, and None for the first commit of the repository."""
+    version = repository.find(revision)
+    if version is None:
+        return [None]
+    squash, versions = _squash_of(repository, revision), list[str | None]()
+    for item in repository.document.history(version):
+        versions.append(item)
+        if repository.document.versions[item].digest == EMPTY.digest or (squash and squash.version == item):
+            return versions
+    return [*versions, None] if repository.began_here else versions
+
+
+def _squash_of(repository: Repository, revision: str) -> Squash | None:
+    """Return with what the history of a branch begins since it was squashed; None for other revisions, or if it was not."""
+    branch = revision.removeprefix("refs/heads/")
+    document = repository.document
+    squash = repository.record.squashed.get(branch) if repository.record else None
+    if squash is None or branch not in repository.branches() or branch in document.aliases:
+        return None
+    return squash if squash.version in document.history(repository.branches()[branch] or "") else None
 
 
 def _described(repository: Repository, version: str | None) -> dict[str, Any]:
@@ -108,7 +140,7 @@ def create_tag(request: Request, body: dict[str, Any]) -> Response:
     name = text_field(body, "tag")
     repository.find(request.path_params["revision"])
     tag = check_git_tag(name)
-    version = _version(repository, request.path_params["revision"])
+    version = _version(request, repository, request.path_params["revision"])
     reason = stamps.text(text_field(body, "message", ""))
 
     def change(document: ReferenceDocument) -> ReferenceDocument:
@@ -155,7 +187,7 @@ def create_branch(request: Request, body: dict[str, Any]) -> Response:
     if branch == MAIN:
         raise _taken("heads", MAIN)
     check_alias(branch)
-    version = _version(repository, text_field(body, "startingPoint", MAIN))
+    version = _version(request, repository, text_field(body, "startingPoint", MAIN))
 
     def change(document: ReferenceDocument) -> ReferenceDocument:
         _refuse_taken("heads", document.branches, branch)
@@ -188,29 +220,43 @@ def delete_branch(request: Request) -> Response:
 
 
 def squash(request: Request, body: dict[str, Any]) -> Response:
-    """Squash the history of a branch: remove its older versions, except tagged ones and those of other branches."""
+    """Squash the history of a branch: it begins with its newest version, which keeps its id.
+
+    The older versions are removed, except tagged ones and those in the history of another branch.
+    """
     repository = open_repository(request, write=True)
     branch = request.path_params["revision"]
     if branch not in repository.branches():
         raise Refusal(404, f"{repository.path} has no branch {branch!r}.", REVISION_NOT_FOUND)
-    message = text_field(body, "message", "")
-    _version(repository, branch)
+    message = stamps.text(text_field(body, "message", "") or f"Super-squash branch {branch!r}")
+    _version(request, repository, branch)
 
     def change(document: ReferenceDocument) -> ReferenceDocument:
         time, author = stamp_of(request)
-        end, *older = document.history(document.resolve(branch))
+        _, *older = document.history(document.resolve(branch))
         ends = {MAIN: document.latest, **document.branches}
         kept_versions = {version for name, head in ends.items() if name != branch for version in document.history(head)}
         for version in older:
             if version not in kept_versions and version not in document.aliases.values():
                 document = document.without_version(version, time, author, f"the history of {branch} was squashed")
-        if message:
-            entry = replace(document.versions[end], message=stamps.text(message))
-            document = replace(document, versions={**document.versions, end: entry})
         return document
 
-    repository.registry(request).update(repository.path, change)
+    document = repository.registry(request).update(repository.path, change)
+    end = replace(repository, document=document).branches()[branch]
+    assert end
+    beginning = Squash(end, message, *stamp_of(request))
+
+    def begin(record: Record | None) -> Record:
+        current = record or adopted(request, repository)
+        return replace(current, squashed={**current.squashed, branch: beginning})
+
+    repository.state.records.change(repository.path, begin)
     return JSONResponse({})
+
+
+def adopted(request: Request, repository: Repository) -> Record:
+    """Return a record for a repository that was pushed to the registry without one."""
+    return Record(repository.created, stamp_of(request)[1], adopted=True)
 
 
 def _first(repository: Repository) -> Version:
@@ -219,7 +265,7 @@ def _first(repository: Repository) -> Version:
     return Version(EMPTY.digest, repository.created, author, FIRST_COMMIT, (), summary_of(EMPTY))
 
 
-def _version(repository: Repository, revision: str) -> str:
+def _version(request: Request, repository: Repository, revision: str) -> str:
     """Return the version that a revision means; the first commit of a new repository becomes one.
 
     Raises:
@@ -228,20 +274,17 @@ def _version(repository: Repository, revision: str) -> str:
     if version := repository.find(revision):
         return version
 
-    def change(document: ReferenceDocument) -> ReferenceDocument:
-        return document if document.versions else document.with_version(_first(repository))[0]
+    first = _first(repository)
 
-    registry = repository.state.registry
+    def change(document: ReferenceDocument) -> ReferenceDocument:
+        main = document.latest if document.versions else None
+        document, _ = document.with_version(first)
+        return document.with_branch(MAIN, main, *stamp_of(request)) if main else document
+
+    registry = repository.registry(request)
     refuse_twin(registry, repository.path)
-    objects = {EMPTY.digest.hex: EMPTY.to_bytes()}
-    document = repository.document
-    if not document.versions:
-        document = registry.add(objects, repository.path, change)
-    resolved_version = replace(repository, document=document).find(revision)  # somebody may have committed meanwhile
-    if resolved_version is None:
-        message = f"{repository.path} has versions by now, none of which is its first commit. Name one of them: {', '.join(document.versions)}."
-        raise Refusal(404, message, REVISION_NOT_FOUND)
-    return resolved_version
+    document = registry.add({EMPTY.digest.hex: EMPTY.to_bytes()}, repository.path, change)
+    return document.version_for(first.digest)
 
 
 def _refuse_number(document: ReferenceDocument, tag: str) -> None:

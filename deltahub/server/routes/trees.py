@@ -16,8 +16,10 @@ from deltahub.server import paging
 from deltahub.server.bodies import with_fields
 from deltahub.server.counted_responses import WholeJSONResponse, counted
 from deltahub.server.errors import ENTRY_NOT_FOUND, Refusal
+from deltahub.server.git_attributes import GITATTRIBUTES
 from deltahub.server.paths import MODEL
-from deltahub.server.repositories import Commit, Repository, open_repository
+from deltahub.server.repositories import FIRST_COMMIT, Commit, Repository, open_repository
+from deltahub.server.routes.blobs import Blob, blobs_of
 
 LISTED: Final = 1000  # approximate bytes of memory per listed file
 _EXPANDED: Final = 100  # entries per page with the last commit of each
@@ -25,34 +27,9 @@ _MOST_PATHS: Final = 1000  # per request
 _LOOKED_AT: Final = 250_000  # files of older commits compared per response
 
 
-def pointer_size(entry: FileEntry) -> int:
-    """Return the size in bytes of the LFS pointer that git keeps in place of a file."""
-    return len(_pointer(entry))
-
-
-def _pointer(entry: FileEntry) -> bytes:
-    text = f"version https://git-lfs.github.com/spec/v1\noid sha256:{entry.sha256}\nsize {entry.size}\n"
-    return text.encode()
-
-
-def blob_id(entry: FileEntry) -> str:
-    """Return git's blob id of a file under LFS: the sha1 of its pointer. The file itself is not read."""
-    pointer = _pointer(entry)
-    return hashlib.sha1(b"blob %d\0" % len(pointer) + pointer, usedforsecurity=False).hexdigest()
-
-
-def lfs_facts(entry: FileEntry, key: str) -> dict[str, Any]:
-    """Return the LFS fields of a file; all files have them here, so that clients learn the registry's sha256.
-
-    Args:
-        key: name of the field with the sha256.
-    """
-    return {key: entry.sha256, "size": entry.size, "pointerSize": pointer_size(entry)}
-
-
-def _file(entry: FileEntry) -> dict[str, Any]:
-    lfs = lfs_facts(entry, "oid")
-    return {"type": "file", "oid": blob_id(entry), "size": entry.size, "path": entry.path, "lfs": lfs}
+def _file(blob: Blob) -> dict[str, Any]:
+    entry = blob.entry
+    return {"type": "file", "oid": blob.oid, "size": entry.size, "path": entry.path, **blob.lfs("oid")}
 
 
 def _folder(path: str, inside: Iterable[FileEntry]) -> dict[str, Any]:
@@ -82,7 +59,7 @@ def list_tree(request: Request) -> Response:
     commit = repository.at(request.path_params["revision"])
     folder = request.path_params.get("path", "").strip("/")
     prefix = f"{folder}/" if folder else ""
-    below = [entry for entry in commit.manifest.files if entry.path.startswith(prefix)]
+    below = [entry for entry in commit.files if entry.path.startswith(prefix)]
     if folder and not below:
         headers = {"X-Repo-Commit": commit.id}
         raise Refusal(404, f"{folder} is not a folder of {repository.path} at {commit.id}.", ENTRY_NOT_FOUND, headers)
@@ -101,9 +78,9 @@ def _tree_page(
     entries = _entries(below, prefix, deep=_flag(request, "recursive"))
     start, count = paging.window(request, _EXPANDED if _flag(request, "expand") else None)
     inside = _folders(below)
-    lines = [
-        _folder(item, inside[item]) if isinstance(item, str) else _file(item) for item in entries[start : start + count]
-    ]
+    shown = entries[start : start + count]
+    blobs = iter(blobs_of(repository, commit, (item for item in shown if isinstance(item, FileEntry))))
+    lines = [_folder(item, inside[item]) if isinstance(item, str) else _file(next(blobs)) for item in shown]
     if _flag(request, "expand"):
         _add_last_commits(repository, commit, lines)
     return paging.page(request, lines, start=start, count=count, total=len(entries))
@@ -128,17 +105,20 @@ def _entries(below: Iterable[FileEntry], prefix: str, *, deep: bool) -> list[Fil
 
 def _add_last_commits(repository: Repository, commit: Commit, lines: list[dict[str, Any]]) -> None:
     """Add to each entry the commit that last changed it; omitted where that is further back than is searched."""
+    pending: dict[str, dict[str, Any]] = {entry["path"]: entry for entry in lines}
+    if commit.has_attributes and all(entry.path != GITATTRIBUTES for entry in commit.manifest.files):
+        first = {"id": repository.id_of(None), "title": FIRST_COMMIT, "date": moment(repository.created)}
+        pending.pop(GITATTRIBUTES, {})["lastCommit"] = first
     if commit.version is None:
         return
-    pending: dict[str, dict[str, Any]] = {entry["path"]: entry for entry in lines}
-    content = _content(commit.manifest.files, pending)
+    content = _content(commit.files, pending)
     last, looked_at = commit, 0
     for version in [*repository.document.history(commit.version)][1:]:
         parent = repository.commit(version)
         looked_at += _EXPANDED + len(parent.manifest.files)
         if looked_at > _LOOKED_AT:
             return
-        parent_content = _content(parent.manifest.files, pending)
+        parent_content = _content(parent.files, pending)
         for path in [path for path in pending if content[path] != parent_content[path]]:
             pending.pop(path)["lastCommit"] = _commit_info(last)
         if not pending:
@@ -184,16 +164,20 @@ def paths_info(request: Request, fields: dict[str, list[str]]) -> Response:
         raise Refusal(
             413, f"{len(paths):,} paths are asked for, and {_MOST_PATHS:,} may be at once. Ask in several requests."
         )
-    weight = LISTED * len(commit.manifest.files)
+    weight = LISTED * len(commit.files)
     return counted(request, weight, lambda: _paths_answer(repository, commit, fields))
 
 
 def _paths_answer(repository: Repository, commit: Commit, fields: Mapping[str, Sequence[str]]) -> Response:
-    files, folders = {entry.path: entry for entry in commit.manifest.files}, _folders(commit.manifest.files)
+    files, folders = {entry.path: entry for entry in commit.files}, _folders(commit.files)
+    paths = list(dict.fromkeys(text.strip("/") for text in fields.get("paths", ())))
+    blobs = {
+        blob.entry.path: blob for blob in blobs_of(repository, commit, (files[path] for path in paths if path in files))
+    }
     lines: list[dict[str, Any]] = []
-    for path in dict.fromkeys(text.strip("/") for text in fields.get("paths", ())):
-        if path in files:
-            lines.append(_file(files[path]))
+    for path in paths:
+        if path in blobs:
+            lines.append(_file(blobs[path]))
         elif path in folders:
             lines.append(_folder(path, folders[path]))
     if "true" in [text.lower() for text in fields.get("expand", ())]:

@@ -48,7 +48,7 @@ def served(
         store = LocalStore(tmp_path / "served")
     if way != "regular":
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr("deltahub.server.routes.preupload.SMALL", 1000)
+        monkeypatch.setattr("deltahub.server.git_attributes.LARGE_FROM", 1000)
     if way == "direct":
         monkeypatch.setattr(downloads, "DIRECT_FROM", 1000)
     if way == "multipart":

@@ -30,6 +30,7 @@ pytestmark = [
 of_names = pytest.mark.parametrize("way", ["regular", "direct"], indirect=True)
 
 REPO = "acme/sst2"
+ATTRIBUTES = ".gitattributes"  # which a repository begins with
 WEIGHTS = hashlib.shake_256(b"weights").digest(450_017)
 
 
@@ -65,7 +66,8 @@ def raises(status: int):
 def test_uploads_are_downloaded_byte_for_byte(api, pushed, folder, tmp_path):
     found = snapshot_download(REPO, endpoint=api.endpoint, token=api.token, cache_dir=tmp_path / "cache")
 
-    assert content_of(Path(found)) == content_of(folder)
+    assert content_of(Path(found)).keys() - {ATTRIBUTES} == content_of(folder).keys()
+    assert content_of(Path(found)).items() >= content_of(folder).items()
     assert Path(found).name == pushed.oid
     assert len(pushed.oid) == 40
 
@@ -74,11 +76,12 @@ def test_uploading_the_same_again_makes_no_commit(api, pushed, folder, caplog):
     again = api.upload_folder(repo_id=REPO, folder_path=folder)
 
     assert again.oid == pushed.oid
-    assert len(api.list_repo_commits(REPO)) == 1
+    assert [commit.title for commit in api.list_repo_commits(REPO)] == ["first", "initial commit"]
     assert "No files have been modified" in caplog.text
 
 
 def test_a_commit_adds_deletes_and_copies_at_once(api, pushed):
+    first = api.list_repo_commits(REPO)[-1].commit_id
     operations = [
         CommitOperationAdd("new.txt", b"new"),
         CommitOperationAdd("from-stream.safetensors", io.BytesIO(WEIGHTS[::-1])),
@@ -90,6 +93,7 @@ def test_a_commit_adds_deletes_and_copies_at_once(api, pushed):
     made = api.create_commit(REPO, operations, commit_message="all at once")
 
     paths = [
+        ATTRIBUTES,
         "README.md",
         "adapter_config.json",
         "adapter_model.safetensors",
@@ -102,6 +106,7 @@ def test_a_commit_adds_deletes_and_copies_at_once(api, pushed):
     assert [(commit.commit_id, commit.title) for commit in api.list_repo_commits(REPO)] == [
         (made.oid, "all at once"),
         (pushed.oid, "first"),
+        (first, "initial commit"),
     ]
 
 
@@ -133,8 +138,8 @@ def test_tags_and_branches_are_made_moved_and_deleted(api, pushed):
         "exp/lora-r8": on_branch.oid,
     }
     assert {tag.name: tag.target_commit for tag in refs.tags} == {"v1.0": pushed.oid}
-    assert [c.commit_id for c in api.list_repo_commits(REPO, revision="exp/lora-r8")] == [on_branch.oid, pushed.oid]
-    assert [c.commit_id for c in api.list_repo_commits(REPO)] == [on_main.oid, pushed.oid]
+    assert [c.commit_id for c in api.list_repo_commits(REPO, revision="exp/lora-r8")][:2] == [on_branch.oid, pushed.oid]
+    assert [c.commit_id for c in api.list_repo_commits(REPO)][:-1] == [on_main.oid, pushed.oid]
 
     api.delete_branch(REPO, branch="exp/lora-r8")
     api.delete_tag(REPO, tag="v1.0")
@@ -193,7 +198,7 @@ def test_a_commit_that_brings_back_old_content_is_the_old_commit_and_the_end_of_
     assert back.oid == pushed.oid
     assert api.model_info(REPO).sha == pushed.oid
     after = api.upload_file(repo_id=REPO, path_or_fileobj=b"2", path_in_repo="a.txt")
-    assert [commit.commit_id for commit in api.list_repo_commits(REPO)] == [after.oid, pushed.oid]
+    assert [commit.commit_id for commit in api.list_repo_commits(REPO)][:-1] == [after.oid, pushed.oid]
 
 
 @of_names
@@ -219,7 +224,8 @@ def test_a_new_repository_has_a_first_commit_of_which_branches_and_tags_can_be_m
     assert {it.name: it.target_commit for it in refs.branches} == {"main": first, "exp": made.oid}
     assert {it.name: it.target_commit for it in refs.tags} == {"start": first}
     assert [it.commit_id for it in api.list_repo_commits(REPO, revision="exp")] == [made.oid, first]
-    assert (api.list_repo_files(REPO), api.list_repo_files(REPO, revision="exp")) == ([], ["b.txt"])
+    assert api.list_repo_files(REPO) == [ATTRIBUTES]
+    assert api.list_repo_files(REPO, revision="exp") == [ATTRIBUTES, "b.txt"]
 
 
 @of_names
@@ -241,19 +247,41 @@ def test_a_push_into_a_new_repository_is_its_first_version(api, served):
     first = api.model_info(REPO).sha
     api.upload_file(repo_id=REPO, path_or_fileobj=b"b", path_in_repo="b.txt", parent_commit=first)
     assert [*served.registry.document(REPO).versions] == ["v1"]
-    assert api.list_repo_files(REPO, revision=first) == []
-    with pytest.raises(RevisionNotFoundError, match="Name one of them: v1"):
-        api.create_branch(REPO, branch="exp", revision=first)
+    assert [
+        entry.path for entry in served.registry.manifest(served.registry.document(REPO).versions["v1"].digest).files
+    ] == ["b.txt"]
+    assert api.list_repo_files(REPO, revision=first) == [ATTRIBUTES]
+    head = api.model_info(REPO).sha
+    api.create_branch(REPO, branch="exp", revision=first)
+    assert {it.name: it.target_commit for it in api.list_repo_refs(REPO).branches} == {"main": head, "exp": first}
+    assert [commit.commit_id for commit in api.list_repo_commits(REPO)] == [head, first]
 
 
 @of_names
-def test_a_new_repository_is_empty(api, tmp_path):
+def test_a_new_repository_has_the_attributes_of_large_files_alone(api, tmp_path):
     url = api.create_repo(REPO)
 
-    assert (url.repo_id, api.repo_exists(REPO), api.list_repo_files(REPO)) == (REPO, True, [])
+    assert (url.repo_id, api.repo_exists(REPO), api.list_repo_files(REPO)) == (REPO, True, [ATTRIBUTES])
     assert len(api.model_info(REPO).sha) == 40
     assert snapshot_download(REPO, endpoint=api.endpoint, token=api.token, cache_dir=tmp_path)
     assert [model.id for model in api.list_models()] == [REPO]
+
+
+@of_names
+def test_the_attributes_of_large_files_can_be_replaced_deleted_and_restored(api, served, tmp_path):
+    api.create_repo(REPO)
+    default = Path(
+        hf_hub_download(REPO, ATTRIBUTES, endpoint=api.endpoint, token=api.token, cache_dir=tmp_path)
+    ).read_bytes()
+    api.upload_file(repo_id=REPO, path_or_fileobj=b"x", path_in_repo="model.bin")
+    assert api.get_paths_info(REPO, ["model.bin"])[0].lfs
+    api.upload_file(repo_id=REPO, path_or_fileobj=b"*.txt filter=lfs\n", path_in_repo=ATTRIBUTES)
+    assert api.get_paths_info(REPO, ["model.bin"])[0].lfs is None
+    api.delete_file(ATTRIBUTES, repo_id=REPO)
+    assert api.list_repo_files(REPO) == ["model.bin"]
+    api.upload_file(repo_id=REPO, path_or_fileobj=default, path_in_repo=ATTRIBUTES)
+    assert api.list_repo_files(REPO) == [ATTRIBUTES, "model.bin"]
+    assert [*served.registry.document(REPO).versions] == ["v1", "v2"]
 
 
 @of_names
@@ -277,14 +305,17 @@ def test_files_are_described_with_their_digests(api, pushed, folder):
     assert (weights.size, weights.lfs.sha256, weights.lfs.size) == (len(WEIGHTS), sha256, len(WEIGHTS))
     assert (info.card_data.base_model, info.library_name, info.author) == ("t5-base", "peft", "acme")
     assert {"sst2", "peft", "base_model:t5-base", "base_model:adapter:t5-base"} <= set(info.tags)
-    assert sorted(file.rfilename for file in info.siblings) == sorted(content_of(folder))
+    assert sorted(file.rfilename for file in info.siblings) == sorted([ATTRIBUTES, *content_of(folder)])
+    config = next(file for file in info.siblings if file.rfilename == "adapter_config.json")
+    data = (folder / "adapter_config.json").read_bytes()
+    assert (config.lfs, config.blob_id) == (None, hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest())
 
 
 @of_names
 def test_trees_are_listed_folder_by_folder_or_whole(api, pushed):
     top = {item.path: type(item).__name__ for item in api.list_repo_tree(REPO)}
     assert top["sub dir"] == "RepoFolder"
-    assert len(top) == 5
+    assert len(top) == 6
     assert [item.path for item in api.list_repo_tree(REPO, "sub dir")] == ["sub dir/größe #1%.txt"]
     whole = [item.path for item in api.list_repo_tree(REPO, recursive=True)]
     assert {"sub dir", "sub dir/größe #1%.txt", "README.md"} <= set(whole)
@@ -345,7 +376,7 @@ def test_a_missing_key_has_its_own_error(api, pushed, tmp_path):
 
 def test_the_client_can_check_its_copy_against_the_digests(api, pushed, tmp_path):
     path = snapshot_download(REPO, endpoint=api.endpoint, token=api.token, local_dir=tmp_path / "copy")
-    assert api.verify_repo_checksums(REPO, local_dir=path).checked_count == 5
+    assert api.verify_repo_checksums(REPO, local_dir=path).checked_count == 6
     (tmp_path / "copy" / "README.md").write_text("other")
     assert len(api.verify_repo_checksums(REPO, local_dir=path).mismatches) == 1
 
@@ -369,7 +400,7 @@ def test_repositories_move_become_private_and_go(api, served, user, pushed):
     with pytest.raises(RepositoryNotFoundError):
         api.delete_repo("acme/moved")
     assert api.create_repo("acme/moved").repo_id == "acme/moved"
-    assert api.list_repo_files("acme/moved") == []
+    assert api.list_repo_files("acme/moved") == [ATTRIBUTES]
 
 
 @of_names
@@ -380,7 +411,9 @@ def test_squashing_a_branch_keeps_tagged_versions(api, pushed):
     api.create_tag(REPO, tag="kept", revision=commits[0])
     api.super_squash_history(REPO)
 
-    assert [commit.commit_id for commit in api.list_repo_commits(REPO)] == [commits[2], commits[0]]
+    assert [commit.commit_id for commit in api.list_repo_commits(REPO)] == [commits[2]]
+    assert api.upload_file(repo_id=REPO, path_or_fileobj=b"4", path_in_repo="n.txt").oid
+    assert len(api.list_repo_commits(REPO)) == 2
     assert api.model_info(REPO, revision="kept").sha == commits[0]
     assert not api.revision_exists(REPO, commits[1])
 
@@ -423,10 +456,10 @@ def test_a_reused_old_name_does_not_lead_to_the_renamed_delta(api, pushed, serve
     with raises(400):
         api.delete_repo(REPO)
     assert api.create_repo(REPO, exist_ok=True).repo_id == REPO
-    assert (api.list_repo_files(REPO), api.list_repo_commits("acme/renamed")[0].commit_id) == ([], pushed.oid)
+    assert (api.list_repo_files(REPO), api.list_repo_commits("acme/renamed")[0].commit_id) == ([ATTRIBUTES], pushed.oid)
     api.upload_file(repo_id=REPO, path_or_fileobj=b"new", path_in_repo="n.txt")
 
-    assert (api.list_repo_files(REPO), len(api.list_repo_files("acme/renamed"))) == (["n.txt"], 5)
+    assert (api.list_repo_files(REPO), len(api.list_repo_files("acme/renamed"))) == ([ATTRIBUTES, "n.txt"], 6)
     assert list(served.registry.document(REPO).versions) == ["v2"], "a number is never given again"
     api.delete_repo(REPO)
     assert api.model_info("acme/renamed").sha == pushed.oid
@@ -435,7 +468,7 @@ def test_a_reused_old_name_does_not_lead_to_the_renamed_delta(api, pushed, serve
 def test_a_file_system_reads_ranges_and_writes(api, pushed):
     files = HfFileSystem(endpoint=api.endpoint, token=api.token, skip_instance_cache=True)
 
-    assert len(files.ls(REPO, detail=False)) == 5
+    assert len(files.ls(REPO, detail=False)) == 6
     assert files.cat_file(f"{REPO}/adapter_model.safetensors", start=100_000, end=300_000) == WEIGHTS[100_000:300_000]
     files.pipe_file(f"{REPO}/via-fs.txt", b"written")
     assert files.read_text(f"{REPO}/via-fs.txt") == "written"

@@ -48,9 +48,9 @@ def test_pages_of_trees_and_commits_lead_to_each_other(many, monkeypatch):
     for number in range(5):
         many.upload_file(repo_id="acme/m0", path_or_fileobj=b"%d" % number, path_in_repo=f"sub %/f{number}")
 
-    assert len(list(many.list_repo_tree("acme/m0", recursive=True))) == 7
+    assert len(list(many.list_repo_tree("acme/m0", recursive=True))) == 8
     assert len(list(many.list_repo_tree("acme/m0", "sub %"))) == 5
-    assert len(many.list_repo_commits("acme/m0")) == 6
+    assert len(many.list_repo_commits("acme/m0")) == 7
 
 
 def test_the_list_is_filtered_by_every_tag_and_by_author_and_words(many):
@@ -74,7 +74,10 @@ def test_the_newest_comes_first(many, monkeypatch):
 def test_full_lists_contain_files_and_cards(many):
     plain, full = (next(iter(many.list_models(search="m1", **options))) for options in ({}, {"full": True}))
     assert (plain.siblings, plain.card_data) == (None, None)
-    assert ([file.rfilename for file in full.siblings], full.card_data.base_model) == (["README.md"], "bert")
+    assert ([file.rfilename for file in full.siblings], full.card_data.base_model) == (
+        [".gitattributes", "README.md"],
+        "bert",
+    )
     some = next(iter(many.list_models(search="m1", expand=["sha", "author"])))
     assert (some.author, some.private, len(some.sha)) == ("acme", None, 40)
 
@@ -142,9 +145,9 @@ def test_more_paths_than_may_be_asked_for_at_once_are_refused(api, wide, monkeyp
 
 
 def test_a_commit_too_far_back_is_left_out_rather_than_wrong(api, wide, monkeypatch):
-    newest, _, oldest = [commit.commit_id for commit in api.list_repo_commits(wide)]
+    newest, _, oldest, first = [commit.commit_id for commit in api.list_repo_commits(wide)]
     found = {item.path: item.last_commit for item in api.list_repo_tree(wide, expand=True)}
-    assert (found["0.txt"].oid, found["1.txt"].oid) == (newest, oldest)
+    assert (found["0.txt"].oid, found["1.txt"].oid, found[".gitattributes"].oid) == (newest, oldest, first)
     monkeypatch.setattr(trees, "_LOOKED_AT", 120)
     found = {item.path: item.last_commit for item in api.list_repo_tree(wide, expand=True)}
     assert (found["0.txt"].oid, found["1.txt"]) == (newest, None)
@@ -155,7 +158,7 @@ def test_a_page_of_models_with_their_files_ends_where_it_names_many(api, wide, m
     api.create_commit("acme/other", [CommitOperationAdd("a.txt", b"a")], commit_message="a")
     monkeypatch.setattr("deltahub.server.routes.listing._MOST_FILES", 1)
     found = {model.id: len(model.siblings) for model in api.list_models(full=True)}
-    assert found == {"acme/wide": 20, "acme/other": 1}
+    assert found == {"acme/wide": 21, "acme/other": 2}
 
 
 def test_a_version_has_no_more_files_than_can_be_listed(api, wide, monkeypatch):
@@ -173,6 +176,6 @@ def test_a_tree_of_many_folders_is_listed_in_one_pass(hub, api, monkeypatch):
     monkeypatch.setattr(trees, "_folders", lambda files, folders=trees._folders: calls.append(1) or folders(files))
     listed = list(api.list_repo_tree("acme/wide", recursive=True, expand=True))
 
-    assert len(listed) == 500 + 50 + 5
-    assert {item.last_commit.oid for item in listed} == {made.oid}
+    assert len(listed) == 500 + 50 + 5 + 1
+    assert {item.last_commit.oid for item in listed if item.path != ".gitattributes"} == {made.oid}
     assert len(calls) == 6  # one for each page of 100

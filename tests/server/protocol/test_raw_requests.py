@@ -68,7 +68,7 @@ def test_no_file_gets_a_path_that_leads_elsewhere(commit, api, path):
 
     status = 400 if path == "\ud800" else 422  # half of a surrogate pair is not JSON
     assert (answer.status_code, "X-Error-Message" in answer.headers) == (status, True)
-    assert api.list_repo_files(REPO) == []
+    assert api.list_repo_files(REPO) == [".gitattributes"]
 
 
 def test_nothing_is_a_file_and_a_folder_at_once(commit):
@@ -86,7 +86,7 @@ def test_a_missing_path_cannot_be_deleted(commit):
 def test_a_commit_of_which_one_part_is_refused_changes_nothing(commit, api):
     assert commit(file("good"), file("../bad")).status_code == 422
     assert commit(file("good"), ("deletedFile", {"path": "nothing"})).status_code == 404
-    assert api.list_repo_files(REPO) == []
+    assert api.list_repo_files(REPO) == [".gitattributes"]
 
 
 def test_a_commit_goes_to_a_branch_that_is_there(commit, ask):
