@@ -12,6 +12,7 @@ import argparse
 import compileall
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -154,7 +155,7 @@ def commands(home: Path, folder: Path) -> dict[str, float]:
 
 def pushes(few: Registry, many: Registry, root: Path) -> dict[str, float]:
     """Measure the median wall time of pushing a new delta into a registry with few or many."""
-    folder, number = small_delta(root / "ckpt", 0.5), iter(range(10**6))
+    folder, number = small_delta(root / "ckpt", 0.5), itertools.count(time.monotonic_ns())
     manifest = checkpoint.describe(folder)
 
     def prepared(registry: Registry) -> Callable[[], Callable[[], object]]:

@@ -13,6 +13,7 @@ from deltahub.checkpoint.manifest import Manifest
 from deltahub.errors import DeltaHubError
 from deltahub.files import durable
 from deltahub.reference import Reference
+from deltahub.registry import name_table
 from deltahub.registry.amend import Amendment, amend
 from deltahub.registry.bundle import export_bundle, import_bundle
 from deltahub.registry.document import ReferenceDocument
@@ -89,9 +90,16 @@ def ask_for_a_move(registry: Registry) -> None:
     ask(registry, "acme/ner", "champion", "v2", "better")
 
 
+def push_into_a_large_namespace(registry: Registry, world: World) -> None:
+    """Publish a new delta into a namespace that has a table of its names."""
+    with patch.object(name_table, "LARGE", 0):
+        publish(registry, Publication(NLI, world.manifests[1], world.folders[1]))
+
+
 ACTIONS: dict[str, Callable[[Registry, World], object]] = {
     "push": lambda registry, world: world.push(registry, 3, aliases=["prod"], tags=["task=ner"]),
     "push again": lambda registry, world: world.push(registry, 1, tags=["task=ner"]),
+    "push into a large namespace": push_into_a_large_namespace,
     "push many": lambda registry, world: push_many(registry, world, 1000),
     "push many, one sync": lambda registry, world: push_many(registry, world, 1),
     "alias": lambda registry, world: set_alias(registry, "acme/ner", "prod", "v2"),

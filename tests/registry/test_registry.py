@@ -85,7 +85,9 @@ def test_an_unknown_name_says_where_it_looked_and_what_is_near(registry, checkpo
     )
 
 
-def test_a_name_in_other_letters_of_the_same_kind_is_refused(registry, checkpoint_folder):
+@pytest.mark.parametrize("large", [1000, 0], ids=["listed", "in a table"])
+def test_a_name_in_other_letters_of_the_same_kind_is_refused(registry, checkpoint_folder, monkeypatch, large):
+    monkeypatch.setattr("deltahub.registry.name_table.LARGE", large)
     push(registry, checkpoint_folder)
     for twin, known in (("acme/NER", "acme/ner"), ("Acme/ner", "acme/ner"), ("ACME/other", "acme")):
         with pytest.raises(ReferenceSyntaxError, match=f"'{known}', which exists, differ only in upper and lower case"):

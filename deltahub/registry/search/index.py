@@ -47,6 +47,7 @@ INDEXES: Final = "index"  # folder of all indexes in the cache
 
 _MOST: Final = 2**63 - 1  # SQLite's largest integer
 _MANY: Final = 10_000  # from this many hits on, testing each delta fills a page sooner
+_KEPT: Final = 1000  # counts kept in memory
 _DAMAGE: Final = (sqlite3.Error, TypeError, ValueError)  # errors of a damaged index
 
 
@@ -88,6 +89,7 @@ class Index:
     def __init__(self, path: Path, registry: Registry) -> None:
         self.path = path
         self.registry = registry
+        self._counted: dict[tuple[object, ...], Any] = {}
         self.failure = ""  # see `Catalogue`: a damaged file is rebuilt at once
 
     @classmethod
@@ -114,12 +116,17 @@ class Index:
                 ]
                 found.append(Part("ifnull(record, '') IN (SELECT value FROM json_each(?))", (json.dumps(able),)))
             matching, values = ids(found, first)
-            hits = database.execute(f"{matching} LIMIT ?", [*values, _MANY]).fetchall()
-            total = len(hits)
+            key = (SqliteTables(database).edition, matching, *values)
+            total = self._counted.get(key)
+            if is_new := total is None:
+                hits = database.execute(f"{matching} LIMIT ?", [*values, _MANY]).fetchall()
+                total = len(hits)
             if total < _MANY:  # the list is complete
                 condition, values = "id IN (SELECT value FROM json_each(?))", [json.dumps([hit for (hit,) in hits])]
             else:
-                total = database.execute(f"SELECT count(*) FROM ({matching})", values).fetchone()[0]  # noqa: S608
+                if is_new:
+                    total = database.execute(f"SELECT count(*) FROM ({matching})", values).fetchone()[0]  # noqa: S608
+                    self._count(key, total)
                 condition, values = joined(found, None if query.sort in INDEXED else first)
             page = f"SELECT id FROM deltas WHERE {condition} ORDER BY {order(query)} LIMIT ? OFFSET ?"  # noqa: S608
             place = [-1 if search.limit is None else min(search.limit, _MOST), min(search.offset, _MOST)]
@@ -132,7 +139,19 @@ class Index:
 
     def facets(self, query: Query, limit: int = 8) -> list[Facet]:
         """See `deltahub.registry.search.catalogue.Catalogue.facets`."""
-        return self.read(lambda database: [_facet(database, name, query, limit) for name in SHOWN])
+
+        def ask(database: sqlite3.Connection) -> list[Facet]:
+            key = (SqliteTables(database).edition, "facets", query, limit)
+            return self._counted.get(key) or self._count(key, [_facet(database, name, query, limit) for name in SHOWN])
+
+        return self.read(ask)
+
+    def _count(self, key: tuple[object, ...], value: T) -> T:
+        """Keep a count of one edition of the index, as counting again takes longer than all else."""
+        if len(self._counted) >= _KEPT:
+            self._counted.clear()
+        self._counted[key] = value
+        return value
 
     def _decided(
         self, database: sqlite3.Connection, condition: str, values: list[Value], backbone: Tensors
@@ -170,8 +189,11 @@ class Index:
         with contextlib.closing(connect(path)) as database:
             if new:
                 inherit_permissions(folder, [self.path])
+            contents = SqliteTables(database)
             with database:
-                upkeep = refresh(SqliteTables(database), self.registry, report)
+                upkeep = refresh(contents, self.registry, report)
+                if database.total_changes:
+                    contents.set_edition()
             if upkeep:
                 with database:
                     upkeep()

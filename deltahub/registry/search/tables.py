@@ -10,6 +10,7 @@ import contextlib
 import functools
 import json
 import sqlite3
+import uuid
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -129,12 +130,22 @@ class SqliteTables:
 
     def state(self) -> str | None:
         """Return what the reader of a journal stored."""
-        row = self.database.execute("SELECT value FROM state").fetchone()
+        row = self.database.execute("SELECT value FROM state WHERE id = 1").fetchone()
         return row[0] if row else None
 
     def set_state(self, value: str) -> None:
         """Store what the reader of a journal needs next time."""
         self.database.execute("REPLACE INTO state VALUES (1, ?)", (value,))
+
+    @property
+    def edition(self) -> str:
+        """A text that is another one whenever the contents changed; empty for a new index."""
+        row = self.database.execute("SELECT value FROM state WHERE id = 2").fetchone()
+        return row[0] if row else ""
+
+    def set_edition(self) -> None:
+        """Mark the contents as changed."""
+        self.database.execute("REPLACE INTO state VALUES (2, ?)", (uuid.uuid4().hex,))
 
     def stamps(self, folder: str) -> dict[str, str]:
         """Return the documents below a folder with their stamps."""
