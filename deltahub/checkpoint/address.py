@@ -72,8 +72,10 @@ def exact_addresses(chosen: Iterable[str], names: Iterable[str]) -> dict[str, st
         chosen: names of modules.
         names: the names of all modules.
     """
-    tails = {".".join(parts[start:]) for parts in (name.split(".") for name in names) for start in range(1, len(parts))}
-    return {name: f"{REGEX_MARK}^{re.escape(name)}$" if name in tails else name for name in chosen}
+    chosen = set(chosen)
+    lengths = {name.count(".") + 1 for name in chosen}
+    ends = {".".join(name.rsplit(".", length)[1:]) for name in names for length in lengths if name.count(".") >= length}
+    return {name: f"{REGEX_MARK}^{re.escape(name)}$" if name in ends else name for name in chosen}
 
 
 def _is_tail(name: str, start: int, end: int | None = None) -> bool:

@@ -85,10 +85,16 @@ def backbone_values(backbone: nn.Module) -> Iterator[tuple[str, Tensor]]:
         yield name, originals[name].to(tensor.device, tensor.dtype) if name in originals else tensor
 
 
-def backbone_tensors(backbone: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield a backbone's own parameters and persistent buffers; tied tensors once, under their first name."""
+def backbone_tensors(
+    backbone: nn.Module, modules: Mapping[str, nn.Module] | None = None
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield a backbone's own parameters and persistent buffers; tied tensors once, under their first name.
+
+    Args:
+        modules: the backbone's modules by name, if they are known.
+    """
     tied: Any = getattr(backbone, "all_tied_weights_keys", None) or {}
-    modules = modules_by_name(backbone)
+    modules = modules_by_name(backbone) if modules is None else modules
     for name, parameter in own_parameters(modules):
         if not (parameter.is_meta and name in tied):  # accelerate unties the tensors it offloads
             yield name, parameter

@@ -69,15 +69,18 @@ def plain_name(name: str) -> str:
     return ".".join(part for part in name.split(".") if part != COMPILED) if COMPILED in name else name
 
 
-def running_statistics(backbone: nn.Module, prefix: str = "") -> dict[str, Tensor]:
+def running_statistics(
+    backbone: nn.Module, prefix: str = "", modules: Mapping[str, nn.Module] | None = None
+) -> dict[str, Tensor]:
     """Return the running statistics of batch norms: they change in training without a gradient, and are kept like a head.
 
     Args:
         prefix: only those whose names begin with it.
+        modules: the backbone's modules by name, if they are known.
     """
     return {
         f"{name}.{key}" if name else key: buffer
-        for name, module in own_modules(backbone)
+        for name, module in (modules_by_name(backbone) if modules is None else modules).items()
         if isinstance(module, nn.modules.batchnorm._NormBase) and f"{name}.".startswith(prefix)
         for key, buffer in module.named_buffers(recurse=False)
     }

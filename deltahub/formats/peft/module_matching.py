@@ -15,7 +15,7 @@ these modules alone, else full names, else a regular expression.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Final
 
 from deltahub.errors import AddressError, ConfigError
@@ -34,7 +34,8 @@ def meant(targets: str | Iterable[str], names: Iterable[str]) -> set[str]:
     if isinstance(targets, str):
         return {name for name in names if _compiled(targets).fullmatch(name)}
     ends = frozenset(targets)  # a mixture of experts has thousands
-    return {name for name in names if any(end in ends for end in _ends(name))}
+    lengths = {end.count(".") + 1 for end in ends}
+    return {name for name in names if any(_end(name, length) in ends for length in lengths)}
 
 
 def saved(targets: Iterable[str], names: Iterable[str]) -> set[str]:
@@ -76,13 +77,9 @@ def by_pattern(patterns: Mapping[str, Any] | None, name: str, default: Any) -> A
     return default
 
 
-def _ends(name: str) -> Iterator[str]:
-    """Yield a name and its rest after each dot."""
-    while True:
-        yield name
-        _, dot, name = name.partition(".")
-        if not dot:
-            return
+def _end(name: str, length: int) -> str:
+    """Return the last parts of a name, as many as `length`, or all of them if it has fewer."""
+    return ".".join(name.rsplit(".", length)[-length:])
 
 
 def _compiled(pattern: str) -> LinearPattern:

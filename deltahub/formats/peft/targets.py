@@ -38,8 +38,11 @@ def _targeted(config: Mapping[str, Any], modules: Mapping[str, nn.Module], backb
     targets = config.get("target_modules")
     if not targets:
         return None
-    candidates = modules.keys() - meant(config.get("exclude_modules") or (), modules)
-    candidates -= left_out(names_to_save(config), candidates)
+    candidates = set(modules)
+    if excluded := config.get("exclude_modules"):
+        candidates -= meant(excluded, modules)
+    if kept := names_to_save(config):
+        candidates -= left_out(kept, candidates)
     if isinstance(targets, str) and targets.lower() == "all-linear":
         return {name for name in candidates if _is_linear(modules[name]) and modules[name] is not _output(backbone)}
     matches = meant(targets, candidates)

@@ -9,7 +9,7 @@ base_model.model.language_model.model.layers.0.[...]                      from t
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Final
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from deltahub.engine.fingerprint import backbone_tensors
-from deltahub.engine.modules import own_modules, running_statistics
+from deltahub.engine.modules import modules_by_name, running_statistics
 from deltahub.engine.site import is_delta_name
 from deltahub.errors import CheckpointError, ConfigError
 from deltahub.formats.peft.body_names import BodyNames
@@ -71,6 +71,24 @@ def plain(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
+def _every_parameter(backbone: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield the parameters of a backbone under each of their names, without those of deltas.
+
+    Args:
+        modules: its modules by name, each once.
+    """
+    places = sum(child is not None for module in modules.values() for child in module._modules.values())
+    if places == len(modules) - 1:  # no module is in two places
+        for prefix, module in modules.items():
+            for key, parameter in module._parameters.items():
+                if parameter is not None:
+                    yield f"{prefix}.{key}" if prefix else key, parameter
+        return
+    for name, parameter in backbone.named_parameters(remove_duplicate=False):
+        if not is_delta_name(name):
+            yield name, parameter
+
+
 @dataclass
 class Names:
     """The names in a backbone, free of wrappers.
@@ -93,14 +111,16 @@ class Names:
     def of(cls, backbone: nn.Module) -> Names:
         """Collect the names in a backbone; its deltas do not count."""
         names = cls(backbone)
-        for name, module in own_modules(backbone):
+        modules = modules_by_name(backbone)  # walked once, as a load has to be fast
+        for name, module in modules.items():
             plain_name = plain(name)
             names.modules[plain_name], names.real[plain_name] = module, name
         first: dict[int, str] = {}
-        for name, tensor in (*running_statistics(backbone).items(), *backbone_tensors(backbone)):
+        tensors = (*running_statistics(backbone, modules=modules).items(), *backbone_tensors(backbone, modules))
+        for name, tensor in tensors:
             names.tensors[plain(name)] = first[id(tensor)] = name
-        for name, parameter in backbone.named_parameters(remove_duplicate=False):
-            if not is_delta_name(name) and id(parameter) in first:
+        for name, parameter in _every_parameter(backbone, modules):
+            if id(parameter) in first:
                 names.tensors[plain(name)] = first[id(parameter)]
         return names
 
