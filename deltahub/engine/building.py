@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from deltahub.checkpoint.address import ALL_LINEAR
 from deltahub.checkpoint.config import DeltaConfig
-from deltahub.engine.bypassed import is_bypassed
+from deltahub.engine.bypassed import is_bypassed, reader_of
 from deltahub.engine.insertion import Insertion, acts_in
 from deltahub.engine.modules import module_at
 from deltahub.engine.offloading import device_of
@@ -254,9 +254,17 @@ def _read_by_parents(
             read[address] = elsewhere
         else:
             parent = type(module_at(backbone, address.rpartition(".")[0])).__name__
+            by_lora = (
+                isinstance(target.module, nn.Linear) and not method.takes_parameters and reader_of(backbone, address)
+            )
+            remedy = (
+                "a LoRA without options of its own (LoraModel) acts on that weight. Use one there, or leave"
+                if by_lora
+                else "Leave"
+            )
             msg = (
-                f"{address} is never called: {parent} reads its weight itself, so a delta there would never act. "
-                f"Leave it out (exclude_modules=[{address!r}])."
+                f"{address} is never called: {parent} reads its weight itself, so a delta there would never act"
+                f"{'; ' if by_lora else '. '}{remedy} it out (exclude_modules=[{address!r}])."
             )
             raise TargetError(msg)
     return read

@@ -93,8 +93,9 @@ def mamba():
 )
 def test_a_layer_that_its_parent_only_reads_is_refused_by_name(make, name, model):
     backbone = make()
-    with pytest.raises(TargetError, match=rf"{name} is never called"):
+    with pytest.raises(TargetError, match=rf"{name} is never called") as caught:
         model(backbone, modified_modules=[name])
+    assert ("LoraModel" in str(caught.value)) == (make is mamba)  # where a LoRA would act
     assert not any("deltas" in inner for inner, _ in backbone.named_modules())
 
 
