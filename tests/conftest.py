@@ -44,8 +44,8 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # as many test processes run at once as keep the cores busy
 
 # Each of the thousands of clients would read the certificates of 140 authorities, which vouch for no server of a test.
-os.environ.pop("SSL_CERT_FILE", None)
-os.environ["SSL_CERT_DIR"] = str(Path(__file__).parent)
+os.environ["SSL_CERT_FILE"] = str(Path(__file__).parent / "fixtures" / "authority.pem")
+os.environ.pop("SSL_CERT_DIR", None)
 
 # A disk takes milliseconds for every sync, of which there are tens of thousands; what outlasts a power loss has tests of its own.
 _MEMORY, _ENOUGH = Path("/dev/shm"), 2 << 30

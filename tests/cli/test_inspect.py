@@ -1,10 +1,11 @@
 """inspect with pictures and with the page, as a user types it."""
 
 import json
+import os
 import re
 import signal
-import subprocess
 import sys
+import threading
 import urllib.error
 import urllib.request
 
@@ -89,26 +90,6 @@ def test_an_unwritable_picture_is_one_clear_error(run, backbone, tmp_path):
     assert "missing" in done.stderr
 
 
-@pytest.fixture
-def start(backbone):
-    """Start `deltahub inspect --web` in a process of its own; gives it and the page's address."""
-    started = []
-
-    def begin(*arguments):
-        script = "from deltahub_cli.main import main; main()"
-        command = [sys.executable, "-c", script, "inspect", str(backbone), "--web", *arguments]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        started.append(process)
-        assert process.stderr.readline().startswith("Building the modules of ")
-        lines = iter(process.stderr.readline, "")  # libraries that are imported may warn in between
-        return process, next(filter(None, (re.search(r"http://\S+", line) for line in lines))).group()
-
-    yield begin
-    for process in started:
-        process.kill()
-        process.communicate()
-
-
 def post(url, names):
     body = json.dumps({"names": names, "type": "lora"}).encode()
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -158,14 +139,18 @@ def test_a_cancelled_page_prints_nothing_and_says_why(answered):
     assert said.startswith("Error: No module was chosen: the choice was cancelled on the page.")
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="there Ctrl-C is sent in another way")
-def test_ctrl_c_ends_the_page(start):
-    process, url = start()
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+def test_ctrl_c_ends_the_page(run, backbone, monkeypatch):
+    pages = []
 
-    assert (process.returncode, out) == (130, "")
-    assert err == "Interrupted; nothing was left half done.\n"
+    def say(line):
+        pages.append(re.search(r"http://\S+", line).group())
+        threading.Thread(target=os.kill, args=(os.getpid(), signal.SIGINT)).start()
+
+    monkeypatch.setattr(choosing, "_on_stderr", say)
+    done = run("inspect", backbone, "--web")
+
+    assert (done.exit_code, done.stdout) == (130, "")
+    assert done.stderr.splitlines()[-1] == "Interrupted; nothing was left half done."
     with pytest.raises(urllib.error.URLError):
-        post(f"{url}cancel", [])
+        post(f"{pages[0]}cancel", [])

@@ -25,6 +25,7 @@ from deltahub.stores.local import LocalStore
 from deltahub.stores.memory import MemoryStore
 from tests.clocks import clock
 from tests.faults import FULL, INTERRUPT
+from tests.faults.disk import tree_of, write_tree
 
 pytestmark = pytest.mark.slow  # an error at every step
 
@@ -471,10 +472,13 @@ def test_pushes_and_collections_in_many_threads_lose_nothing(anywhere, publish, 
 
 
 def test_a_collection_that_is_interrupted_at_any_step_harms_nothing(tmp_path, publish, faults, quick):
+    first = Registry(LocalStore(tmp_path / "first"))
+    removed(first, publish)
+    tree = tree_of(first.store.root)
+
     def prepare(case):
-        registry = Registry(LocalStore(tmp_path / case))
-        removed(registry, publish)
-        return registry
+        write_tree(tree, tmp_path / case)
+        return Registry(LocalStore(tmp_path / case))
 
     registry = prepare("count")
     steps = faults.count(lambda: collect(registry, NOW))

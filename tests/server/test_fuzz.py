@@ -81,7 +81,7 @@ def filled(template: str, segments: list[str]) -> str:
 def ours(answer: Answer) -> bool:
     """Whether an answer is one that the hub meant to give."""
     injected = any(name.lower() == b"x-evil" or b"\n" in value or b"\r" in value for name, value in answer.headers)
-    return 200 <= answer.status < 500 and not injected and b"Traceback" not in answer.body
+    return (200 <= answer.status < 500 or answer.status == 501) and not injected and b"Traceback" not in answer.body
 
 
 @pytest.mark.slow

@@ -85,7 +85,7 @@ def test_nothing_of_a_body_is_read_of_a_caller_who_may_not_send_it(scope):
             "/objects/batch"
         )
         status, reads = asked(app, method, target, headers)
-        assert status < 500
+        assert status < 500 or status == 501
         assert reads == 0 or needs_body_to_know, (method, target)
 
 

