@@ -51,6 +51,7 @@ _COMMANDS: Final[dict[str, tuple[str, str | None]]] = {
     "resize": ("resize", "resize"),
     "scale": ("scale", "scale"),
     "verify": ("verify", "verify"),
+    "watch": ("watch", "watch"),
     "sign": ("sign", "sign"),
     "inspect": ("inspect", "inspect"),
     "check": ("check", "check"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, TypeVar
 from urllib.parse import urlsplit
@@ -88,6 +89,9 @@ PickleOpt = Annotated[
         "--allow-pickle", metavar="NAMESPACE", help="Accept pickle files in this namespace; * for all; may be repeated."
     ),
 ]
+PrivateWebhooksOpt = Annotated[
+    bool, typer.Option("--private-webhooks", help="Also call webhooks at addresses that are not public.")
+]
 GraceOpt = Annotated[str, typer.Option("--grace", metavar="AGE", help="How long requests may go on after SIGTERM.")]
 AccessLogOpt = Annotated[Path | None, typer.Option("--access-log", metavar="FILE", help="Requests; else on stderr.")]
 AuditLogOpt = Annotated[Path | None, typer.Option("--audit-log", metavar="FILE", help="Changes; else on stderr.")]
@@ -119,6 +123,7 @@ def serve(
     rate: RateOpt = None,
     catalogue: CatalogueOpt = None,
     allow_pickle: PickleOpt = None,
+    private_webhooks: PrivateWebhooksOpt = False,
     grace: GraceOpt = "60s",
     access_log: AccessLogOpt = None,
     audit_log: AuditLogOpt = None,
@@ -145,6 +150,7 @@ def serve(
     from deltahub.server.running import Run, check_tls, listen, run
 
     settings = _settings(host, public_url, anonymous, upload_mode, direct, max_file, max_commit, rate, allow_pickle)
+    settings = replace(settings, private_webhooks=private_webhooks)
     plan = Run(
         registry=registry,
         settings=settings.to_json(),

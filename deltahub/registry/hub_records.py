@@ -130,7 +130,13 @@ PROMOTION: Final = Kind(
     "the rules of promotion",
     "No alias moves until then. Restore that key from a copy, or delete it: then nothing is protected.",
 )
-KINDS: Final = (TOKENS, REPOSITORIES, UPLOADS, PARTS, KEYS, SESSIONS, WEBHOOKS, PROMOTION)
+DELIVERIES: Final = Kind(
+    "hub/deliveries/",
+    "deliveries.v1",
+    "the state of the deliveries to a webhook",
+    "Delete that key: what happened since the webhook was made is sent again.",
+)
+KINDS: Final = (TOKENS, REPOSITORIES, UPLOADS, PARTS, KEYS, SESSIONS, WEBHOOKS, PROMOTION, DELIVERIES)
 
 
 def repository_key(path: str) -> str:

@@ -20,7 +20,8 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator
-from threading import Thread
+from threading import Event, Thread
+from typing import Final
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -30,6 +31,7 @@ from deltahub.errors import DeltaHubError
 from deltahub.registry.registry import Registry
 from deltahub.server.authentication import Authentication
 from deltahub.server.csrf import CsrfProtection, HostAllowList, SecurityHeaders
+from deltahub.server.deliveries import Dispatcher
 from deltahub.server.descriptors import AcceptErrors
 from deltahub.server.errors import Refusal, answer_failure, answer_http, answer_refusal
 from deltahub.server.limits import Limits
@@ -41,6 +43,8 @@ from deltahub.server.settings import Settings
 from deltahub.server.state import State
 from deltahub.server.telemetry import Metrics, TelemetryMiddleware
 from deltahub.stores.base import Store
+
+_EVERY: Final = 5.0  # seconds between two looks for events
 
 
 def guards(store: Store, settings: Settings, metrics: Metrics) -> list[Middleware]:
@@ -97,7 +101,20 @@ async def _begin(app: Starlette) -> AsyncIterator[None]:
     """
     asyncio.get_running_loop().set_exception_handler(AcceptErrors())
     Thread(target=_index, args=[app.state.hub], daemon=True, name="index").start()
+    end = Event()
+    Thread(target=_deliver, args=[app.state.hub, end], daemon=True, name="webhooks").start()
     yield
+    end.set()
+
+
+def _deliver(hub: State, end: Event) -> None:
+    """Send events to webhooks until the hub ends; what is not sent then is sent after the next start."""
+    dispatcher = Dispatcher(hub.registry, private=hub.settings.private_webhooks)
+    while not end.wait(_EVERY):
+        try:
+            dispatcher.run()
+        except DeltaHubError as error:
+            logging.getLogger(__name__).warning("Webhooks wait: %s", error)
 
 
 def _index(hub: State) -> None:

@@ -39,6 +39,7 @@ class Settings:
         failures: invalid tokens per minute from one address.
         idle: timeout in seconds for a request or response without progress.
         open_metrics: whether /metrics works without a token of scope admin.
+        private_webhooks: whether webhooks may have private addresses, such as those of this machine.
         pickle_namespaces: namespaces that accept pickle files; ``"*"`` for all.
     """
 
@@ -57,6 +58,7 @@ class Settings:
     failures: int = 20
     idle: float = 60.0
     open_metrics: bool = True
+    private_webhooks: bool = False
     pickle_namespaces: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

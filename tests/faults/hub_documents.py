@@ -11,6 +11,7 @@ from deltahub.registry import uploads
 from deltahub.registry.actor import Actor
 from deltahub.registry.hub_records import Kind
 from deltahub.registry.promotion.policy import Policy, write_policy
+from deltahub.server.deliveries import Deliveries, deliveries
 from deltahub.server.records import Record, Records
 from deltahub.server.sessions import Sessions
 from deltahub.server.tokens import Tokens
@@ -36,6 +37,7 @@ def store_one_of_each(store: S, file: Path) -> S:
     Webhooks(store).save(
         Webhook("0" * 24, "ci", token.id, "https://example.org", watched, ("repo",), None, disabled=False, created=time)
     )
+    deliveries(store).change(f"ci/{'0' * 24}", lambda _: Deliveries({"1" * 32: 1}, delivered=1))
     rules = Policy.parse({"rules": [{"deltas": "acme/*", "aliases": ["prod"], "approvals": 1}]})
     write_policy(store, rules, Actor("root", "admin"))
     uploads.keep_part(store, *PART, sha256_file(file)[0], file, "ada")

@@ -15,6 +15,7 @@ from starlette.routing import Route
 from deltahub.registry import stamps
 from deltahub.server.access import Caller, require_writer
 from deltahub.server.bodies import with_json
+from deltahub.server.deliveries import Deliveries, deliveries
 from deltahub.server.errors import NOT_SUPPORTED, Refusal
 from deltahub.server.state import state_of
 from deltahub.server.webhooks import DOMAINS, MOST, WATCHED, Watched, Webhook, Webhooks, new_id
@@ -105,7 +106,20 @@ def delete_webhook(request: Request) -> Response:
     """
     webhook = _found(request)
     _webhooks(request).delete(webhook.owner, webhook.id)
+    deliveries(state_of(request).registry.store).delete(f"{webhook.owner}/{webhook.id}")
     return JSONResponse({})
+
+
+def list_deliveries(request: Request) -> Response:
+    """Answer with the state of the deliveries to one webhook of the caller, with the events that were given up.
+
+    Raises:
+        Refusal: it does not exist.
+    """
+    webhook = _found(request)
+    state = deliveries(state_of(request).registry.store).find(f"{webhook.owner}/{webhook.id}") or Deliveries()
+    answer = {"delivered": state.delivered, "attempts": state.attempts, "due": state.due, "dead": list(state.dead)}
+    return JSONResponse(answer)
 
 
 def _changed(request: Request, change: Callable[[Webhook], Webhook]) -> Response:
@@ -206,5 +220,6 @@ routes: Final = [
     Route(f"{_WEBHOOKS}/{{number:part}}", get_webhook),
     Route(f"{_WEBHOOKS}/{{number:part}}", with_json(update_webhook, _found), methods=["POST"]),
     Route(f"{_WEBHOOKS}/{{number:part}}", delete_webhook, methods=["DELETE"]),
+    Route(f"{_WEBHOOKS}/{{number:part}}/deliveries", list_deliveries),
     Route(f"{_WEBHOOKS}/{{number:part}}/{{action:part}}", switch_webhook, methods=["POST"]),
 ]
