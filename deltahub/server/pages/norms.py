@@ -1,6 +1,7 @@
 """Norm of the change per module, computed from a delta's tensors without torch.
 
-A low-rank pair counts as the update of the weight, ``||s B A||`` (Frobenius); any other module as the norm of all its values. The
+A low-rank pair counts as the update of the weight, ``||s B A||`` (Frobenius), with the strength of the delta; any other module as the
+norm of all its values, and so does a pair whose update depends on other tensors too (DoRA, AdaLoRA). The
 product itself is avoided: ``||B A||^2 = sum((B'B) * (A A'))`` needs only small matrices; it is computed only where it is even
 smaller.
 """
@@ -30,6 +31,7 @@ _PLAIN: Final = {
     "BOOL": "?",
 }
 _LOW_RANK: Final = re.compile(r"(?P<before>.*?)\.?lora_(?P<side>[AB])(?:\.[^.]+)*")  # PEFT appends ".weight"
+_BESIDE: Final = ("lora_E", "lora_kept", "lora_magnitude_vector")  # tensors that change what B A does
 _MATRIX: Final = 2  # dimensions
 
 
@@ -101,12 +103,14 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 def scale_of(config: Mapping[str, Any], module: str = "") -> float:
-    """Return the factor of a module's low-rank update; 1 if the config does not give it."""
+    """Return the factor of a module's low-rank update, with the strength of the delta; 1 if the config does not give it."""
     rank = _option(config.get("rank_pattern"), module, config.get("lora_r") or config.get("r"))
     alpha = _option(config.get("alpha_pattern"), module, config.get("lora_alpha"))
     if not isinstance(rank, int | float) or not isinstance(alpha, int | float) or rank <= 0:
         return 1.0
-    return float(alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
+    strength = config.get("strength", 1.0)
+    share = float(strength) if isinstance(strength, int | float) else 1.0
+    return share * float(alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
 
 
 def _option(patterns: Any, module: str, default: Any) -> Any:
@@ -133,12 +137,14 @@ def _norm(address: str, parts: Mapping[str, Any], scale: float) -> ModuleNorm:
     parameters = sum(int(values.size) for values in parts.values())
     pairs = list(_pairs(parts))
     if pairs:
-        return ModuleNorm(address, scale * math.sqrt(_sum(map(_product, pairs))), UPDATE, parameters)
+        return ModuleNorm(address, abs(scale) * math.sqrt(_sum(map(_product, pairs))), UPDATE, parameters)
     return ModuleNorm(address, math.sqrt(_sum(map(_square, parts.values()))), VALUES, parameters)
 
 
 def _pairs(parts: Mapping[str, Any]) -> Iterator[tuple[Any, Any]]:
-    """Yield (A, B) of each low-rank update, with shapes (r, n_in) and (n_out, r)."""
+    """Yield (A, B) of each low-rank update, with shapes (r, n_in) and (n_out, r); none if other tensors change it too."""
+    if any(mark in name for name in parts for mark in _BESIDE):
+        return
     for name, down in parts.items():
         match = _LOW_RANK.fullmatch(name)
         if not match or match["side"] != "A":

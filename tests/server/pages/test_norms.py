@@ -23,6 +23,19 @@ def test_a_low_rank_pair_counts_as_what_it_adds_to_the_weight():
     assert (norm.address, norm.block, norm.series, norm.measure, norm.parameters) == ("h.3.q", 3, "h.*.q", UPDATE, 18)
 
 
+def test_the_norm_of_an_update_has_the_size_of_its_scale_and_the_strength_of_the_delta():
+    data = save({"q.deltas.lora_A": DOWN, "q.deltas.lora_B": UP})
+    (norm,) = module_norms(data, {"lora_r": 2, "lora_alpha": -8, "strength": 0.5})
+    assert norm.norm == pytest.approx(2 * np.linalg.norm(UP @ DOWN), rel=1e-6)
+
+
+@pytest.mark.parametrize("beside", ["lora_E", "lora_magnitude_vector"])
+def test_a_pair_that_other_tensors_change_counts_by_its_values(beside):
+    data = save({"q.deltas.lora_A": DOWN, "q.deltas.lora_B": UP, f"q.deltas.{beside}": UP[0]})
+    (norm,) = module_norms(data, {"lora_r": 2, "lora_alpha": 8})
+    assert norm.measure == VALUES
+
+
 def test_a_pair_of_a_high_rank_counts_the_same_and_costs_no_more_than_its_size():
     rank = 1_000_000  # a square of it would be terabytes
     pair = {"q.lora_A": np.ones((rank, 1), np.float32), "q.lora_B": np.ones((2, rank), np.float32)}
