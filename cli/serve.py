@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import typer
 
-from . import serve_token
+from . import serve_quota, serve_token
 from .options import JsonOpt, seconds, size_in_bytes
 from .output import Output
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Serve a registry to every client of the Hugging Face Hub, and as a web page.")
 app.add_typer(serve_token.app, name="token")
+app.add_typer(serve_quota.app, name="quota")
 
 _LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
 _PACKAGES: Final = ("starlette", "uvicorn", "jinja2", "nh3", "markdown_it", "prometheus_client")

@@ -136,7 +136,13 @@ DELIVERIES: Final = Kind(
     "the state of the deliveries to a webhook",
     "Delete that key: what happened since the webhook was made is sent again.",
 )
-KINDS: Final = (TOKENS, REPOSITORIES, UPLOADS, PARTS, KEYS, SESSIONS, WEBHOOKS, PROMOTION, DELIVERIES)
+QUOTAS: Final = Kind(
+    "hub/quotas/",
+    "quota.v1",
+    "the quota of a namespace",
+    "Nothing is published in the namespace meanwhile. Delete that key, and set the quota again: deltahub serve quota set",
+)
+KINDS: Final = (TOKENS, REPOSITORIES, UPLOADS, PARTS, KEYS, SESSIONS, WEBHOOKS, PROMOTION, DELIVERIES, QUOTAS)
 
 
 def repository_key(path: str) -> str:

@@ -25,6 +25,7 @@ from deltahub.registry.search.catalogue import open_catalogue
 from deltahub.registry.search.index import INDEXES
 from deltahub.server.budget import Budget
 from deltahub.server.git_attributes import DEFAULT, DEFAULT_ENTRY
+from deltahub.server.quotas import Quotas
 from deltahub.server.records import Records
 from deltahub.server.settings import Settings
 from deltahub.server.upload_urls import Signer
@@ -99,6 +100,7 @@ class State:
         self.settings = settings
         self.index = open_catalogue(registry, cache_home() / INDEXES, catalogue)
         self.records = Records(registry.store)
+        self.quotas = Quotas(registry)
         self.repository_locks = RepositoryLocks()
         self.signer = Signer(registry.store)
         self.bodies = Budget(settings.buffered, settings.buffered // 4)

@@ -11,7 +11,9 @@ from deltahub.registry import uploads
 from deltahub.registry.actor import Actor
 from deltahub.registry.hub_records import Kind
 from deltahub.registry.promotion.policy import Policy, write_policy
+from deltahub.registry.registry import Registry
 from deltahub.server.deliveries import Deliveries, deliveries
+from deltahub.server.quotas import Quotas
 from deltahub.server.records import Record, Records
 from deltahub.server.sessions import Sessions
 from deltahub.server.tokens import Tokens
@@ -24,7 +26,7 @@ S = TypeVar("S", bound=Store)
 
 
 def store_one_of_each(store: S, file: Path) -> S:
-    """Put a token, a session, a webhook, a private repository, rules, an upload of one part and a key for addresses into a store.
+    """Put a token, a session, a webhook, a private repository, rules, a quota, an upload of one part and a key for addresses into a store.
 
     Args:
         file: the part.
@@ -40,6 +42,7 @@ def store_one_of_each(store: S, file: Path) -> S:
     deliveries(store).change(f"ci/{'0' * 24}", lambda _: Deliveries({"1" * 32: 1}, delivered=1))
     rules = Policy.parse({"rules": [{"deltas": "acme/*", "aliases": ["prod"], "approvals": 1}]})
     write_policy(store, rules, Actor("root", "admin"))
+    Quotas(Registry(store)).set("acme", 1000, None)
     uploads.keep_part(store, *PART, sha256_file(file)[0], file, "ada")
     return store
 

@@ -28,6 +28,7 @@ from deltahub.server.errors import ENTRY_NOT_FOUND, Refusal
 from deltahub.server.file_names import below, check_path, refuse_clashes
 from deltahub.server.git_attributes import DEFAULT_ENTRY, GITATTRIBUTES
 from deltahub.server.pickles import refuse_pickle_within
+from deltahub.server.quotas import Usage
 from deltahub.server.records import Record
 from deltahub.server.repositories import Repository, is_delta
 from deltahub.server.routes.model_info import CARD_KEYS
@@ -112,8 +113,10 @@ class Change:
         def change(document: ReferenceDocument) -> ReferenceDocument:
             return self._with_version(document, new_version)
 
+        more = Usage(manifest.size, 0 if self._repository.document.versions else 1)
         try:
-            self._registry.add(objects, self._repository.path, change)
+            with self._state.quotas.reserved(self._repository.path.namespace, more):
+                self._registry.add(objects, self._repository.path, change)
         except ConflictError as error:
             raise HeadMoved(self._repository.path) from error
         uploads.forget(self._store, self._repository.path, self._uploaded)

@@ -21,6 +21,7 @@ from deltahub.server.access import caller_of, require_write, require_writer
 from deltahub.server.bodies import text_field, with_json
 from deltahub.server.errors import NOT_SUPPORTED, Refusal
 from deltahub.server.paths import MODEL
+from deltahub.server.quotas import Usage, usage_of
 from deltahub.server.records import Record
 from deltahub.server.repositories import (
     Repository,
@@ -181,7 +182,9 @@ def move_repository(request: Request, old: Repository, new: DeltaPath) -> None:
         return old.record
 
     if old.document.versions:
-        rename(old.registry(request), Reference(old.path), Reference(new))
+        moved = usage_of(old.document) if new.namespace != old.path.namespace else Usage()
+        with state.quotas.reserved(new.namespace, moved):
+            rename(old.registry(request), Reference(old.path), Reference(new))
     else:
         state.records.change(new, change)
         state.records.delete(old.path)
