@@ -104,14 +104,15 @@ def matches_any(name: str, patterns: Iterable[str]) -> bool:
 
 def lies_within(name: str, patterns: Iterable[str]) -> bool:
     """Return whether one of the patterns matches `name` or a module that contains it."""
-    return any(_lies_within(name, pattern) for pattern in patterns)
-
-
-def _lies_within(name: str, pattern: str) -> bool:
-    if not pattern.startswith(REGEX_MARK):
-        return pattern != "" and f".{pattern}." in f".{name}."  # the parts of the pattern, anywhere in the name
-    ends = [index for index, char in enumerate(name) if char == "."]
-    return any(Address(pattern).matches(name[:end]) for end in (*ends, len(name)))
+    inside = f".{name}."
+    for pattern in patterns:
+        if pattern.startswith(REGEX_MARK):
+            ends = [index for index, char in enumerate(name) if char == "."]
+            if any(Address(pattern).matches(name[:end]) for end in (*ends, len(name))):
+                return True
+        elif pattern and f".{pattern}." in inside:  # the parts of the pattern, anywhere in the name
+            return True
+    return False
 
 
 def nearest_names(pattern: str, names: Iterable[str], limit: int = 5) -> tuple[str, ...]:

@@ -53,7 +53,7 @@ class LowRankUpdate(Insertion):
         self.full_scale = scale  # at a strength of 1
         self.dropout = nn.Dropout(dropout) if dropout else None
         self.lora_A = nn.Parameter(like.new_empty(rank, n_in))
-        self.lora_B = nn.Parameter(like.new_empty(n_out, rank))
+        self.lora_B = nn.Parameter(like.new_zeros(n_out, rank))
         self.lora_bias = nn.Parameter(like.new_zeros(n_out)) if bias else None
         if not like.is_meta:
             self.reset()
@@ -64,9 +64,8 @@ class LowRankUpdate(Insertion):
         self.scale = scale if strength == 1 else torch.tensor(scale, dtype=torch.float64)
 
     def reset(self) -> None:
-        """Initialise A like a linear layer's weight; B is zero."""
+        """Initialise A like a linear layer's weight; B is zero as it was made."""
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
-        nn.init.zeros_(self.lora_B)
 
     def low_rank(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """Compute ``A x`` in a given precision: input tensor with shape ``(..., n_in)``, output ``(..., r)``."""

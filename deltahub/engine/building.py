@@ -289,7 +289,8 @@ def addressed(method: type[Method], backbone: nn.Module, config: DeltaConfig) ->
         with_parameters=method.takes_parameters,
     )
     chosen = method.choose(targets)
-    return chosen if chosen is targets else without_excluded(structure, chosen, exclude)
+    is_known = {*map(id, chosen)} <= {*map(id, targets)}  # whether none was chosen inside an addressed module
+    return chosen if is_known else without_excluded(structure, chosen, exclude)
 
 
 def one_each(
@@ -322,6 +323,8 @@ def _precision(module: nn.Module, backbone: nn.Module) -> torch.dtype:
     """Return the dtype that a module computes in: that of its first floating-point parameter, one inside it, or one of the backbone."""
     if (coded := quantised(module)) is not None:
         return coded.compute_dtype
-    direct_parameters = (parameter for parameter in module._parameters.values() if parameter is not None)
-    parameters = chain(direct_parameters, module.parameters(), backbone.parameters())
+    for parameter in module._parameters.values():  # most have one of their own, which saves the walk
+        if parameter is not None and parameter.is_floating_point():
+            return parameter.dtype
+    parameters = chain(module.parameters(), backbone.parameters())
     return next((p.dtype for p in parameters if p.is_floating_point()), torch.float32)

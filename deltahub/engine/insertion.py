@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
 from functools import partial
+from types import NoneType
 from typing import Any, ClassVar, Final, Self, cast
 
 import torch
@@ -13,6 +14,8 @@ from deltahub.errors import ConfigError, MergeError, TargetError
 
 Args = tuple[Any, ...]
 Kwargs = dict[str, Any]
+
+_PLAIN: Final = frozenset({NoneType, bool, int, float, str})  # types of values that nn.Module keeps as they are
 
 
 class Insertion(nn.Module):
@@ -39,7 +42,14 @@ class Insertion(nn.Module):
         if name == "_hf_hook" and getattr(value, "offload", False):
             msg = "accelerate is about to offload a delta, which would then not act. Offload the backbone before deltas are added."
             raise ConfigError(msg)
-        super().__setattr__(name, value)
+        own = self.__dict__
+        is_member = (
+            name in own.get("_parameters", ()) or name in own.get("_buffers", ()) or name in own.get("_modules", ())
+        )
+        if type(value) in _PLAIN and not is_member:
+            object.__setattr__(self, name, value)  # nn.Module's own asks at length whether it is a tensor or a module
+        else:
+            super().__setattr__(name, value)
 
     def at_start(self, target: nn.Module) -> bool:
         """Return whether the tensors in `starts` have the value that they start with."""

@@ -171,10 +171,10 @@ def _shape_fault(layer: nn.Module) -> str:
 
 def _has_original_forward(layer: nn.Module) -> bool:
     forward = _forward_of(layer)
-    originals = [nn.Linear.forward, nn.Embedding.forward, nn.LayerNorm.forward]
-    if (module := sys.modules.get("transformers.pytorch_utils")) is not None:
-        originals.append(module.Conv1D.forward)
-    return any(forward is original for original in originals)
+    if forward in (nn.Linear.forward, nn.Embedding.forward, nn.LayerNorm.forward):
+        return True
+    module = sys.modules.get("transformers.pytorch_utils")
+    return module is not None and forward is module.Conv1D.forward
 
 
 def _trial_of_linear(layer: nn.Module) -> bool | None:

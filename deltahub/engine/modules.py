@@ -18,20 +18,22 @@ def modules_by_name(backbone: nn.Module) -> dict[str, nn.Module]:
 
     The backbone itself has the name ``""``.
     """
-    modules: dict[str, nn.Module] = {}
-    visited_ids: set[int] = set()
+    modules = {"": backbone}
+    visited_ids = {id(backbone)}
 
-    def walk(name: str, module: nn.Module) -> None:
-        if id(module) in visited_ids:
-            return
-        visited_ids.add(id(module))
-        modules[name] = module
-        prefix = f"{name}." if name else ""
-        for key, child in module._modules.items():
-            if child is not None and not isinstance(child, Site):
-                walk(prefix + key, uncompiled(child) if COMPILED in child._modules else child)
+    def walk(prefix: str, children: Mapping[str, nn.Module | None]) -> None:
+        for key, child in children.items():
+            if child is None or isinstance(child, Site):
+                continue
+            if COMPILED in child._modules:
+                child = uncompiled(child)  # noqa: PLW2901
+            if id(child) not in visited_ids:
+                visited_ids.add(id(child))
+                modules[prefix + key] = child
+                if child._modules:
+                    walk(f"{prefix}{key}.", child._modules)
 
-    walk("", backbone)
+    walk("", backbone._modules)
     return modules
 
 

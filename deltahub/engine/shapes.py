@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
+from functools import cache
 from typing import Any, Final, cast
 
 import torch
@@ -74,9 +75,15 @@ def _hint(name: str, module: nn.Module) -> str:
 
 def is_conv1d(module: nn.Module) -> bool:
     """Return whether a module is transformers' Conv1D: a linear layer whose weight is ``(n_in, n_out)``."""
+    if not _has_name_of_conv1d(type(module)):
+        return False
     weight = getattr(module, "weight", None)
-    named = any(kind.__name__ == "Conv1D" for kind in type(module).__mro__)
-    return named and isinstance(weight, Tensor) and weight.dim() == 2
+    return isinstance(weight, Tensor) and weight.dim() == 2
+
+
+@cache
+def _has_name_of_conv1d(kind: Hashable) -> bool:
+    return any(base.__name__ == "Conv1D" for base in cast("type", kind).__mro__)
 
 
 def _shape(module: nn.Module) -> tuple[int, ...]:

@@ -224,7 +224,8 @@ def _mark(target: nn.Module) -> None:
     """Encode in the type of a module's `_parameters` which of our hooks it has; a foreign type stays."""
     parameters = target._parameters
     if type(parameters) is dict or isinstance(parameters, SiteParameters):
-        target._parameters = (_MARKS[hooks_of(target)] if CHILD in target._modules else dict)(parameters)
+        mark = _MARKS[hooks_of(target)] if CHILD in target._modules else dict
+        object.__setattr__(target, "_parameters", mark(parameters))  # not by nn.Module's own: see Site
 
 
 def hooks_of(target: nn.Module) -> tuple[bool, bool]:
@@ -235,9 +236,8 @@ def hooks_of(target: nn.Module) -> tuple[bool, bool]:
 def _site_at(target: nn.Module) -> Site:
     site = target._modules.get(CHILD)
     if not isinstance(site, Site):
-        site = Site()
+        site = target._modules[CHILD] = Site()  # not by add_module, which looks for an attribute of the name, at length
         site.training = target.training
-        target.add_module(CHILD, site)
     return site
 
 
