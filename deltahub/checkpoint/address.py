@@ -60,6 +60,8 @@ def value_for(patterns: Mapping[str, T], name: str, default: T) -> T:
         name: the name of the module.
         default: the value if no address matches.
     """
+    if not patterns:
+        return default
     if name in patterns:
         return patterns[name]
     return next((value for pattern, value in patterns.items() if Address(pattern).matches(name)), default)

@@ -9,6 +9,7 @@ import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from itertools import chain
 from typing import Any, ClassVar, cast
 
@@ -186,10 +187,14 @@ def build(
     for target in targets:
         check_target(target.name, target.module)
 
+    @cache
+    def empty_of(precision: torch.dtype, device: torch.device | str) -> Tensor:
+        return torch.empty(0, dtype=precision, device=device)
+
     def like(module: nn.Module) -> Tensor:
         # In half precision a small learning rate would not move a parameter at all.
         precision = dtype or torch.promote_types(_precision(module, backbone), torch.float32)
-        return torch.empty(0, dtype=precision, device="meta" if empty else device_of(module, backbone))
+        return empty_of(precision, "meta" if empty else device_of(module, backbone))
 
     insertions = dict(method.new_insertions(backbone, config, targets, like))
     if not (silent := _silent(backbone, insertions)):

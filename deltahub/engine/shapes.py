@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Collection, Hashable, Mapping, Sequence
-from functools import cache
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final, cast
 
 import torch
@@ -75,15 +74,10 @@ def _hint(name: str, module: nn.Module) -> str:
 
 def is_conv1d(module: nn.Module) -> bool:
     """Return whether a module is transformers' Conv1D: a linear layer whose weight is ``(n_in, n_out)``."""
-    if not _has_name_of_conv1d(type(module)):
+    if type(module) is nn.Linear or not any(kind.__name__ == "Conv1D" for kind in type(module).__mro__):
         return False
     weight = getattr(module, "weight", None)
     return isinstance(weight, Tensor) and weight.dim() == 2
-
-
-@cache
-def _has_name_of_conv1d(kind: Hashable) -> bool:
-    return any(base.__name__ == "Conv1D" for base in cast("type", kind).__mro__)
 
 
 def _shape(module: nn.Module) -> tuple[int, ...]:

@@ -101,9 +101,8 @@ class Site(nn.Module):
         self.called_before = False  # whether it has before that
         self.merged: list[str] = []  # those written into the target's weights, in the order that was done
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        # nn.Module's own looks for parameters and modules, which no attribute of a site is, at ten times the cost.
-        object.__setattr__(self, name, value)
+    # nn.Module's own looks for parameters and modules, which no attribute of a site is, at ten times the cost.
+    __setattr__ = object.__setattr__  # type: ignore[assignment]
 
     def put(self, name: str, insertion: Insertion) -> None:
         """Add an insertion and activate it."""

@@ -88,7 +88,9 @@ class DeltaBase(SaveLoadMixin, Method):
             raise ConfigError(msg)
         modules = modules_by_name(backbone_model)
         refuse_closed(modules)
-        if name is not None:
+        if name is None:
+            name = free_name(modules, self.delta_type or type(self).__name__)
+        else:
             check_name(modules, name)
         if interactive_modify is not False:
             from deltahub.picker.choosing import config_chosen  # imported late: few calls need this server
@@ -99,7 +101,6 @@ class DeltaBase(SaveLoadMixin, Method):
         if insertions is None:
             insertions = build(type(self), backbone_model, config, dtype=dtype)
             check_blocks(blocks, insertions)
-        name = name or free_name(modules, self.delta_type or type(self).__name__)
         super().__init__(backbone_model, Entry(name, type(self), config, dict(insertions)))
         switching.add(backbone_model, self._entry)
 
