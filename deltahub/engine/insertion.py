@@ -42,11 +42,7 @@ class Insertion(nn.Module):
         if name == "_hf_hook" and getattr(value, "offload", False):
             msg = "accelerate is about to offload a delta, which would then not act. Offload the backbone before deltas are added."
             raise ConfigError(msg)
-        own = self.__dict__
-        is_member = (
-            name in own.get("_parameters", ()) or name in own.get("_buffers", ()) or name in own.get("_modules", ())
-        )
-        if type(value) in _PLAIN and not is_member:
+        if type(value) in _PLAIN and not self._is_member(name):
             object.__setattr__(self, name, value)  # nn.Module's own asks at length whether it is a tensor or a module
         else:
             super().__setattr__(name, value)
@@ -54,6 +50,11 @@ class Insertion(nn.Module):
     def at_start(self, target: nn.Module) -> bool:
         """Return whether the tensors in `starts` have the value that they start with."""
         return not self.starts
+
+    def _is_member(self, name: str) -> bool:
+        """Return whether a name is that of a parameter, buffer or module, which assigning None takes away."""
+        own = self.__dict__
+        return name in own.get("_parameters", ()) or name in own.get("_buffers", ()) or name in own.get("_modules", ())
 
     def before(self, target: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
         """Change the arguments of the target."""
