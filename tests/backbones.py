@@ -19,6 +19,7 @@ from deltahub.testing.backbones import (
     _make,
     bert,
     bert_mlm,
+    built_once,
     equal,
     forward,
     gpt2,
@@ -41,6 +42,7 @@ __all__ = [
     "_make",
     "bert",
     "bert_mlm",
+    "built_once",
     "equal",
     "forward",
     "gpt2",
@@ -61,6 +63,7 @@ torch.set_num_threads(1)  # more only wait for each other on tensors this small
 OPENDELTA = Path(__file__).parent / "fixtures" / "opendelta"
 
 
+@built_once
 def original(name: str, **changes: Any) -> nn.Module:
     """One of the backbones that the tables of the original OpenDelta speak of, with random weights."""
     classes = {"roberta_mlm": ("roberta", "RobertaForMaskedLM"), "t5_enc": ("t5", "T5EncoderModel")}

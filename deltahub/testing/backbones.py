@@ -5,8 +5,11 @@ Building one takes milliseconds and needs no network; a batch of two inputs for 
 
 from __future__ import annotations
 
+import io
+import pickle
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import wraps
 from typing import Any, Final
 
 import torch
@@ -22,6 +25,59 @@ _TEXT: Final = {
 }
 
 
+class Template:
+    """A model of which new ones are made: in a fifth of the time that it takes to build one or to deepcopy it.
+
+    The modules are unpickled, and each gets tensors of its own; weights that are tied stay tied.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._tensors: list[Tensor] = []
+        places: dict[int, int] = {}
+
+        def place_of(value: object) -> int | None:
+            if not isinstance(value, Tensor):
+                return None
+            if id(value) not in places:
+                places[id(value)] = len(self._tensors)
+                self._tensors.append(value)
+            return places[id(value)]
+
+        file = io.BytesIO()
+        pickler = pickle.Pickler(file)
+        pickler.persistent_id = place_of  # type: ignore[method-assign, assignment]
+        pickler.dump(model)
+        self._modules = file.getvalue()
+
+    def __call__(self) -> Any:
+        """Return a new model like the first."""
+        tensors = [_copy(tensor) for tensor in self._tensors]
+        unpickler = pickle.Unpickler(io.BytesIO(self._modules))
+        unpickler.persistent_load = tensors.__getitem__  # type: ignore[method-assign, assignment]
+        return unpickler.load()
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    copied = tensor.detach().clone()
+    return nn.Parameter(copied, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copied
+
+
+def built_once(build: Callable[..., nn.Module]) -> Callable[..., Any]:
+    """Decorate a function that builds a model: called again with equal arguments, it returns another one like it."""
+    templates: dict[str, Template] = {}
+
+    @wraps(build)
+    def new(*args: Any, **options: Any) -> nn.Module:
+        key = repr((args, options))
+        if key not in templates:
+            templates[key] = Template(build(*args, **options))
+        model: nn.Module = templates[key]()
+        return model
+
+    return new
+
+
+@built_once
 def _make(kind: str, seed: int = 0, **options: Any) -> nn.Module:
     cls: Any = getattr(transformers, kind)
     with torch.random.fork_rng(devices=[]):

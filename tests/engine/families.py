@@ -8,6 +8,8 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from tests.backbones import built_once
+
 _TEXT = {
     "vocab_size": 60,
     "hidden_size": 16,
@@ -123,6 +125,7 @@ SIZES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+@built_once
 def family(name: str) -> nn.Module:
     """A tiny model of a family, with weights large enough that nothing hides below rounding."""
     kind, sizes = SIZES[name]

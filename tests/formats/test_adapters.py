@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from deltahub import AutoDeltaModel
 from deltahub.errors import CheckpointError, ConfigError, PickleRefusedError
-from tests.backbones import untouched
+from tests.backbones import built_once, untouched
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "adapters"
 CLASSES = {
@@ -37,7 +37,11 @@ KINDS = {
 
 def backbone_of(name):
     transformers.utils.logging.disable_progress_bar()
-    family = name.rpartition("_")[2]
+    return backbone_in(name.rpartition("_")[2])
+
+
+@built_once
+def backbone_in(family):
     return CLASSES[family].from_pretrained(FIXTURES / "_backbones" / family, attn_implementation="eager").eval()
 
 

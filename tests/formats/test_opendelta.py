@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from deltahub import AutoDeltaModel, deltas_of
 from deltahub.errors import CheckpointError, ConfigError, PickleRefusedError
 from deltahub.formats.opendelta.reading import is_checkpoint, opendelta_hash
-from tests.backbones import OPENDELTA, equal, tensors_of, untouched
+from tests.backbones import OPENDELTA, built_once, equal, tensors_of, untouched
 
 # The original never saved the random rules of this one, so nobody can load it.
 UNDETERMINED = "compacter__bart__learn_phm_false"
@@ -26,8 +26,12 @@ def facts_of(name):
 
 def backbone_of(facts):
     """The backbone that it was trained on."""
-    folder = OPENDELTA / "_backbones" / facts["backbone_dir"].rpartition("/")[2]
-    cls = getattr(transformers, facts["backbone_class"])
+    return backbone_in(OPENDELTA / "_backbones" / facts["backbone_dir"].rpartition("/")[2], facts["backbone_class"])
+
+
+@built_once
+def backbone_in(folder, kind):
+    cls = getattr(transformers, kind)
     transformers.utils.logging.disable_progress_bar()
     return cls.from_pretrained(folder, attn_implementation="eager").eval()
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import json
-import os
 
 import peft
 import pytest
@@ -14,8 +12,10 @@ from safetensors.torch import load_file
 from deltahub import AutoDeltaModel, IA3Model, LayerNormModel, LoraModel, SoftPromptModel, export_peft
 from deltahub.errors import ConfigError
 from tests import backbones
+from tests.backbones import built_once
 from tests.formats import architectures
 from tests.formats.architectures import logits_of
+from tests.grids import in_turn
 
 pytestmark = [
     pytest.mark.slow,
@@ -51,30 +51,21 @@ METHODS = {
     "layer_norm": (LayerNormModel, {}),
     "soft_prompt": (SoftPromptModel, {"soft_token_num": 3, "token_init": False}),
 }
+ANYWHERE = ("rank", "rslora", "head")
 LEFT_OUT = {
     *((kind, "soft_prompt") for kind in ("vit", "whisper", "numbered")),
     ("numbered", "layer_norm"),
     *(("gemma", method) for method in METHODS if method != "rslora"),  # what is its own is the LoRA on its embedding
 }
-# Options that mean the same on every architecture: each has one of them in turn, all of them with DELTAHUB_GRIDS_ALL.
-ANYWHERE = ("rank", "rslora", "head")
-if "DELTAHUB_GRIDS_ALL" not in os.environ:
-    for number, kind in enumerate(ARCHITECTURES):
-        LEFT_OUT |= {(kind, method) for method in ANYWHERE if method != ANYWHERE[number % len(ANYWHERE)]}
+# Options that mean the same on every architecture: each has one of them in turn.
+for number, kind in enumerate(ARCHITECTURES):
+    LEFT_OUT |= {(kind, method) for method in ANYWHERE if method not in in_turn(ANYWHERE, number)}
 CASES = [(kind, method) for kind in ARCHITECTURES for method in METHODS if (kind, method) not in LEFT_OUT]
 
 
 @pytest.fixture(scope="module")
 def made():
-    models = {}
-
-    def make(kind):
-        if kind not in models:
-            models[kind] = getattr(architectures, kind, None) or getattr(backbones, kind)
-            models[kind] = models[kind]()
-        return copy.deepcopy(models[kind])
-
-    return make
+    return built_once(lambda kind: (getattr(architectures, kind, None) or getattr(backbones, kind))())
 
 
 def options_for(kind, method):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from deltahub import AutoDeltaModel
 from tests.backbones import gpt2, llama, original, stir, t5
+from tests.grids import pairs
 from tests.training.matrix import KINDS, put_on
 
 pytestmark = pytest.mark.slow  # every delta type writes text
@@ -26,6 +29,8 @@ def t5_with_a_start(seed: int = 0) -> nn.Module:
 
 
 DECODERS = {"bart": bart, "gpt2": gpt2, "llama": llama, "t5": t5_with_a_start}
+LONGER = ("prefix", "plain_prefix", "soft_prompt")  # with these a cache holds more, or other positions
+CASES = [*itertools.product(LONGER, DECODERS), *pairs([kind for kind in KINDS if kind not in LONGER], list(DECODERS))]
 PROMPT = torch.tensor([[5, 6, 7], [8, 9, 10]])
 
 
@@ -47,8 +52,7 @@ def written(backbone: nn.Module, *, use_cache: bool) -> Tensor:
     return torch.stack(result.logits, 1)
 
 
-@pytest.mark.parametrize("name", DECODERS)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "name"), CASES)
 def test_a_delta_writes_the_same_with_a_cache_and_when_it_is_loaded(kind, name, tmp_path):
     backbone, fresh = DECODERS[name](), DECODERS[name]()
     bare = written(backbone, use_cache=True)
