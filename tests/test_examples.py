@@ -1,9 +1,13 @@
 """The examples, in short: two on the real backbone and sentences where they are, one on a tiny language model."""
 
+import multiprocessing
 import os
-import subprocess
+import runpy
 import sys
+import tempfile
+import warnings
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 from tokenizers import Tokenizer
@@ -19,13 +23,29 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 def short_run(name: str, work: str) -> str:
-    """What a short run of an example prints."""
-    environment = {**os.environ, "DEMO_STEPS": "2", "DEMO_WORK": work}
-    command = [sys.executable, str(ROOT / "examples" / name)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    """What a short run of an example prints. Its process is a fork of this one, and imports nothing anew."""
+    with tempfile.NamedTemporaryFile("w+", encoding="utf-8") as printed:
+        process = multiprocessing.get_context("fork").Process(
+            target=run, args=(ROOT / "examples" / name, work, printed)
+        )
+        process.start()
+        process.join()
+        shown = Path(printed.name).read_text(encoding="utf-8")
 
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    assert process.exitcode == 0, shown
+    return shown
+
+
+def run(example: Path, work: str, printed: TextIO) -> None:
+    """Run an example as Python would."""
+    os.dup2(printed.fileno(), 1)
+    os.dup2(printed.fileno(), 2)
+    sys.stdout = sys.stderr = printed
+    os.environ.update(DEMO_STEPS="2", DEMO_WORK=work)
+    warnings.resetwarnings()
+    sys.argv = [str(example)]
+    sys.path.insert(0, str(example.parent))
+    runpy.run_path(str(example), run_name="__main__")
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from typing import Any, Final
 import torch
 import transformers
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 _TEXT: Final = {
     "vocab_size": 50,
@@ -70,7 +71,10 @@ def built_once(build: Callable[..., nn.Module]) -> Callable[..., Any]:
     def new(*args: Any, **options: Any) -> nn.Module:
         key = repr((args, options))
         if key not in templates:
-            templates[key] = Template(build(*args, **options))
+            first = build(*args, **options)
+            if any(map(is_parametrized, first.modules())):  # PyTorch does not pickle these
+                return first
+            templates[key] = Template(first)
         model: nn.Module = templates[key]()
         return model
 

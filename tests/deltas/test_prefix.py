@@ -306,6 +306,7 @@ def test_an_attention_that_no_forward_pass_reaches_is_refused_with_the_reason(mo
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_it_acts_in_a_fresh_process(tmp_path):
     backbones = [bert(), bert()]
     for backbone, reparameterize in zip(backbones, (True, False), strict=True):

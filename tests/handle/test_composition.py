@@ -1,6 +1,5 @@
 """Many deltas on one backbone: in which order they act, and what one notices of the others' coming and going."""
 
-import copy
 import itertools
 import sys
 
@@ -12,6 +11,7 @@ from torch import nn
 
 from deltahub import BitFitModel, LoraModel, deltas_of
 from deltahub.engine.insertion import Insertion, first_input
+from deltahub.testing.backbones import Template
 from tests.backbones import bert, equal, logits_of, stir, tensors_of
 from tests.engine.crowds import TYPES, crowd
 
@@ -76,23 +76,23 @@ def test_the_way_of_a_tensor_follows_the_order_in_which_deltas_were_added(kind, 
 
 @pytest.fixture(scope="module")
 def crowded():
-    """A backbone with a delta of each type, all on."""
+    """Makes a backbone with a delta of each type, all on."""
     backbone = bert()
     crowd(backbone)
-    return backbone
+    return Template(backbone)
 
 
 @pytest.mark.slow
 @settings(max_examples=25, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.sampled_from(TYPES), st.booleans()), max_size=12))
 def test_after_any_switching_those_that_are_on_act_as_if_the_others_had_never_been(crowded, switches):
-    backbone = copy.deepcopy(crowded)
+    backbone = crowded()
     on = set(TYPES)
     for name, attach in switches:
         delta = deltas_of(backbone)[name]
         delta.attach() if attach else delta.detach()
         on = on | {name} if attach else on - {name}
-    alone = copy.deepcopy(crowded)
+    alone = crowded()
     for name in set(TYPES) - on:
         deltas_of(alone)[name].remove()
 
