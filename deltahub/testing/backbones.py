@@ -46,7 +46,7 @@ class Template:
 
         file = io.BytesIO()
         pickler = pickle.Pickler(file)
-        pickler.persistent_id = place_of  # type: ignore[method-assign, assignment]
+        pickler.persistent_id = place_of  # type: ignore[method-assign]
         pickler.dump(model)
         self._modules = file.getvalue()
 
@@ -54,7 +54,7 @@ class Template:
         """Return a new model like the first."""
         tensors = [_copy(tensor) for tensor in self._tensors]
         unpickler = pickle.Unpickler(io.BytesIO(self._modules))
-        unpickler.persistent_load = tensors.__getitem__  # type: ignore[method-assign, assignment]
+        unpickler.persistent_load = tensors.__getitem__  # type: ignore[method-assign]
         return unpickler.load()
 
 
@@ -63,7 +63,7 @@ def _copy(tensor: Tensor) -> Tensor:
     return nn.Parameter(copied, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copied
 
 
-def built_once(build: Callable[..., nn.Module]) -> Callable[..., Any]:
+def built_once(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
     """Decorate a function that builds a model: called again with equal arguments, it returns another one like it."""
     templates: dict[str, Template] = {}
 

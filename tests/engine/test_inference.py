@@ -172,7 +172,7 @@ def test_experts_without_layers_take_an_adapter_where_they_return_the_hidden_sta
     delta = AdapterModel(family("mixtral"))
 
     assert "layers.0.mlp" in delta.insertions
-    with pytest.raises(TargetError, match=r"layers\.0\.mlp is a MixtralSparseMoeBlock; expected a Linear"):
+    with pytest.raises(TargetError, match=r"layers\.0\.mlp \(MixtralSparseMoeBlock\) cannot hold a LoRA"):
         LoraModel(family("mixtral"), modified_modules=["ff.w2"])
 
 
