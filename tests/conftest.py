@@ -7,6 +7,7 @@ import gc
 import itertools
 import logging
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -33,7 +34,8 @@ from tests.faults import Faults
 from tests.postgres_server import postgres  # noqa: F401  (a fixture)
 from tests.s3_servers import _s3, moto, proxy, s3, s3_keys, seaweed  # noqa: F401  (fixtures)
 
-# torch and transformers are half a million objects, and to walk them took a tenth of all the time.
+# torch and transformers are half a million objects, and to walk them took a tenth of all the time: it begins when all is imported.
+gc.disable()
 gc.set_threshold(20_000, 20, 20)
 
 # huggingface_hub reads these once, when it is imported.
@@ -55,20 +57,37 @@ if os.access(_MEMORY, os.W_OK) and shutil.disk_usage(_MEMORY).free > _ENOUGH:
 
 _NOBODY = 65534
 
-_TESTS = Path(__file__).parent
-_GRIDS = {"algebra", "deltas", "engine", "formats", "handle", "picker", "sources", "stores", "training"}
 _S3 = {"azure", "bucket", "moto", "s3", "seaweed"}
 _QUICK = 4
+_SLOW_FILE = re.compile(r"^pytestmark = (\[\s*)?pytest\.mark\.slow\b", re.MULTILINE)
 
 # How long an example takes depends on what else the machine is doing, and decides nothing.
-settings.register_profile("any-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("any-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=50)
+settings.register_profile("quick", settings.get_profile("any-machine"), max_examples=15)
 settings.load_profile("any-machine")
 
 
-def pytest_xdist_auto_num_workers() -> int:
-    """Three for two cores: some tests wait for a server, and each worker imports all tests first, which takes a core 20 seconds."""
+def _is_quick(config: pytest.Config) -> bool:
+    return bool(config.option.markexpr == "not slow")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Try fewer examples in a quick run."""
+    if _is_quick(config):
+        settings.load_profile("quick")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Do not even import a file of slow tests in a quick run."""
+    if _is_quick(config) and collection_path.suffix == ".py":
+        return bool(_SLOW_FILE.search(collection_path.read_text("utf-8"))) or None
+    return None
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Three for two cores, as some slow tests wait for a server; not more, as each worker imports all tests, which takes a core 30 seconds."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return cores + (cores + 1) // 2
+    return cores if _is_quick(config) else cores + (cores + 1) // 2
 
 
 @pytest.hookimpl(wrapper=True)
@@ -80,7 +99,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
 
 
 def _leave_most_of_the_grids_to_the_whole_suite(items: list[pytest.Item]) -> None:
-    """Mark as slow what needs an S3 server; in rooms of grids also other architectures than BERT and three of four sets of parameters.
+    """Mark as slow what needs an S3 server, other architectures than BERT, and three of four sets of parameters.
 
     A test of a contract is one test, however many types inherit it. Each begins at another set, so that all types have their turn.
     """
@@ -90,13 +109,10 @@ def _leave_most_of_the_grids_to_the_whole_suite(items: list[pytest.Item]) -> Non
             continue
         parameters = item.callspec.params if hasattr(item, "callspec") else {}
         words = {value for value in parameters.values() if isinstance(value, str)}
-        if _S3 & {*words, *item.fixturenames}:  # type: ignore[attr-defined]
+        if _S3 & {*words, *item.fixturenames} or parameters.get("backbone", "bert") != "bert":  # type: ignore[attr-defined]
             item.add_marker(pytest.mark.slow)
-        elif item.path.relative_to(_TESTS).parts[0] in _GRIDS:
-            if parameters.get("backbone", "bert") != "bert":
-                item.add_marker(pytest.mark.slow)
-            else:
-                grids.setdefault(f"{item.path.name}::{getattr(item, 'originalname', item.name)}", []).append(item)
+        else:
+            grids.setdefault(f"{item.path.name}::{getattr(item, 'originalname', item.name)}", []).append(item)
     for name, grid in grids.items():
         for place, item in enumerate(grid if len(grid) >= _QUICK else ()):
             if (place + zlib.crc32(name.encode())) % _QUICK:
@@ -118,6 +134,7 @@ def _turn(item: pytest.Item) -> int:
 def pytest_collection_finish() -> None:
     """What was imported stays, and no more needs to be looked at."""
     gc.freeze()
+    gc.enable()
     for logger in list(logging.Logger.manager.loggerDict.values()):
         # Pytest hangs its handlers on each logger that hands nothing to the root, six times a test; those of torch are fifty.
         if isinstance(logger, logging.Logger) and logger.name.startswith("torch"):

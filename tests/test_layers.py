@@ -101,6 +101,7 @@ def test_at_most_ten_files_lie_at_the_top():
     assert len(list((ROOT / "deltahub").glob("*.py"))) <= 10
 
 
+@pytest.mark.slow
 def test_modules_import_only_from_lower_layers():
     upward = [
         f"{name} imports {module}"
@@ -184,6 +185,7 @@ def test_importing_deltahub_imports_neither_torch_nor_pytest_and_looks_for_no_en
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 
+@pytest.mark.slow
 def test_the_classes_of_deltas_are_imported_without_transformers():
     script = "import sys; from deltahub import AutoDeltaModel; assert 'transformers' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

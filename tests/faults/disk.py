@@ -219,3 +219,16 @@ def write_tree(tree: Tree, root: Path) -> None:
             descriptor = os.open(f"{root}/{path}", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
             os.write(descriptor, data)
             os.close(descriptor)
+
+
+class Seen:
+    """What was left before by another step, which need not be verified and repaired twice."""
+
+    def __init__(self) -> None:
+        self._trees: set[frozenset[tuple[str, bytes | None]]] = set()
+
+    def is_new(self, root: Path) -> bool:
+        """Whether the files of a folder differ from all that were asked for."""
+        count = len(self._trees)
+        self._trees.add(frozenset(tree_of(root).items()))
+        return len(self._trees) > count

@@ -17,7 +17,7 @@ from deltahub.registry.registry import Registry
 from deltahub.registry.verify import verify
 from deltahub.stores.local import LocalStore
 from tests.faults.actions import ACTIONS, NER, between, damage_of, state_of
-from tests.faults.disk import tree_of
+from tests.faults.disk import Seen, tree_of
 from tests.faults.injection import Faults
 
 pytestmark = [
@@ -28,19 +28,6 @@ pytestmark = [
 
 def error(number: int) -> OSError:
     return OSError(number, os.strerror(number))
-
-
-class Seen:
-    """What was left before by another step: it need not be verified and repaired twice."""
-
-    def __init__(self) -> None:
-        self._trees: set[frozenset[tuple[str, bytes | None]]] = set()
-
-    def is_new(self, registry: Registry) -> bool:
-        """Whether the files of a registry differ from all that were asked for."""
-        count = len(self._trees)
-        self._trees.add(frozenset(tree_of(registry.store.root).items()))
-        return len(self._trees) > count
 
 
 ALL = "DELTAHUB_FAULTS_ALL" in os.environ  # every error at every step; else one of them at each, in turn
@@ -110,7 +97,7 @@ def test_an_error_at_any_step_is_one_sentence_and_loses_nothing(registries, worl
                 sentences.append((str(raised), failure.strerror))
         found = state_of(registry)
         assert found in ([after] if done else between(action, before, after)), step
-        if seen.is_new(registry):
+        if seen.is_new(registry.store.root):
             assert not damage_of(registry), step
             if action == "gc" or found != after:
                 act(registry, world)
@@ -146,7 +133,7 @@ def test_a_read_error_is_a_deltahub_error_and_loses_nothing(registries, world, m
                 pass
         found = state_of(registry)
         assert found in ([after] if done else between(action, before, after)), step
-        if seen.is_new(registry):
+        if seen.is_new(registry.store.root):
             assert not damage_of(registry), step
             if action == "gc" or found != after:
                 act(registry, world)

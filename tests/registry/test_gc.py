@@ -25,7 +25,7 @@ from deltahub.stores.local import LocalStore
 from deltahub.stores.memory import MemoryStore
 from tests.clocks import clock
 from tests.faults import FULL, INTERRUPT
-from tests.faults.disk import tree_of, write_tree
+from tests.faults.disk import Seen, tree_of, write_tree
 
 pytestmark = pytest.mark.slow  # an error at every step
 
@@ -482,12 +482,15 @@ def test_a_collection_that_is_interrupted_at_any_step_harms_nothing(tmp_path, pu
 
     registry = prepare("count")
     steps = faults.count(lambda: collect(registry, NOW))
+    seen = Seen()
     for case, step, failure in faults.each(steps, INTERRUPT):  # for errors, see tests/faults/test_steps.py
         registry = prepare(case)
         before = {key: registry.store.read(key) for key, _ in registry.store.keys(REFS)}
         with faults.at(step, failure), contextlib.suppress(StorageError, KeyboardInterrupt):
             collect(registry, NOW)
         assert {key: registry.store.read(key) for key, _ in registry.store.keys(REFS)} == before, case
+        if not seen.is_new(registry.store.root):
+            continue
         assert clean(registry), case
         collect(registry, NOW)
         assert objects(registry) == {object_key(sha256) for sha256 in used(registry)}, case

@@ -20,6 +20,7 @@ from deltahub.stores.base import object_key
 from deltahub.stores.local import LocalStore
 from deltahub.stores.memory import MemoryStore
 from tests.faults import INTERRUPT
+from tests.faults.disk import Seen
 
 pytestmark = pytest.mark.slow  # every kind of registry
 
@@ -212,11 +213,13 @@ def test_a_copy_that_is_interrupted_at_any_step_on_a_disk_can_be_repeated(tmp_pa
     source = Registry(MemoryStore(), "source")
     publish(source, aliases=["champion"])
     target = Registry(LocalStore(tmp_path / "count"), "target")
-    steps = faults.count(lambda: list(copy(source, target)))
+    steps, seen = faults.count(lambda: list(copy(source, target))), Seen()
     for case, step, failure in faults.each(steps, INTERRUPT):  # for errors, see tests/faults/test_steps.py
         target = Registry(LocalStore(tmp_path / case), "target")
         with faults.at(step, failure), contextlib.suppress(StorageError, OSError, KeyboardInterrupt):
             list(copy(source, target))
+        if not seen.is_new(target.store.root):
+            continue
         assert intact(target), case
         list(copy(source, target))
         assert documents(target) == documents(source), case

@@ -18,7 +18,7 @@ from deltahub.stores.base import object_key
 from deltahub.stores.local import LocalStore
 from deltahub.stores.memory import MemoryStore
 from tests.faults import FULL, INTERRUPT
-from tests.faults.disk import write_tree
+from tests.faults.disk import Seen, write_tree
 
 pytestmark = pytest.mark.slow  # an error at every step
 
@@ -215,7 +215,7 @@ def test_many_that_fail_at_any_step_say_what_became_of_them_and_can_be_repeated(
     publications = [publication("acme/a", 2), publication("acme/b", 3)]
     registry = Registry(LocalStore(tmp_path / "count"))
     steps = faults.count(lambda: publish_many(registry, publications))
-    after = content(registry)
+    after, seen = content(registry), Seen()
     for case, step, failure in faults.each(steps, error):
         registry = Registry(LocalStore(tmp_path / case))
         done: list[object] = []
@@ -224,6 +224,8 @@ def test_many_that_fail_at_any_step_say_what_became_of_them_and_can_be_repeated(
         for it, became in zip(publications, done, strict=False):
             if isinstance(became, Published):
                 assert registry.document(it.reference.path).versions["v1"].digest == it.manifest.digest, case
+        if not seen.is_new(registry.store.root):
+            continue
         assert {damage for _, damage in verify(registry)} <= {None}, case
         publish_many(registry, publications)
         assert content(registry) == after, case

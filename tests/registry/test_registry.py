@@ -19,6 +19,7 @@ from deltahub.registry.verify import verify
 from deltahub.stores.local import LocalStore
 from deltahub.stores.memory import MemoryStore
 from tests.faults import FULL, INTERRUPT
+from tests.faults.disk import tree_of, write_tree
 
 NER = Reference.parse("acme/ner")
 
@@ -239,9 +240,13 @@ def test_processes_that_push_at_the_same_time_lose_nothing(registry, new_checkpo
 def test_a_push_that_fails_at_any_step_leaves_the_old_state_or_the_new_one(tmp_path, new_checkpoint, faults, error):
     first, second = new_checkpoint(), new_checkpoint(value=0.25)
 
+    registry = Registry(LocalStore(tmp_path / "first"))
+    push(registry, first)
+    tree = tree_of(registry.store.root)
+
     def prepare(case):
+        write_tree(tree, tmp_path / case)
         registry = Registry(LocalStore(tmp_path / case))
-        push(registry, first)
         return registry, state(registry)
 
     registry, _ = prepare("count")

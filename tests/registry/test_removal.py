@@ -18,6 +18,7 @@ from deltahub.registry.verify import verify
 from deltahub.stores.local import LocalStore
 from deltahub.stores.memory import MemoryStore
 from tests.faults import INTERRUPT
+from tests.faults.disk import tree_of, write_tree
 
 pytestmark = pytest.mark.slow  # an error at every step
 
@@ -274,11 +275,14 @@ def test_a_change_that_is_interrupted_at_any_step_is_done_or_not_and_can_be_repe
     monkeypatch.setattr("deltahub.registry.stamps.now", lambda: "2026-01-02T03:04:05Z")
     act = ACTIONS[action]
 
+    registry = Registry(LocalStore(tmp_path / "first"))
+    publish(registry, aliases=["champion"])
+    publish(registry, value=0.25)
+    tree = tree_of(registry.store.root)
+
     def prepare(case):
-        registry = Registry(LocalStore(tmp_path / case))
-        publish(registry, aliases=["champion"])
-        publish(registry, value=0.25)
-        return registry
+        write_tree(tree, tmp_path / case)
+        return Registry(LocalStore(tmp_path / case))
 
     registry = prepare("count")
     before = registry.document("acme/ner")

@@ -16,6 +16,7 @@ from deltahub.stores.base import object_key
 from deltahub.stores.local import LocalStore
 from deltahub.stores.memory import MemoryStore
 from tests.faults import FORBIDDEN, FULL, INTERRUPT
+from tests.faults.disk import tree_of, write_tree
 
 pytestmark = pytest.mark.slow  # damage of every kind
 
@@ -136,11 +137,14 @@ def test_a_repair_that_fails_at_any_step_can_be_repeated(tmp_path, publish, faul
     whole = Registry(MemoryStore(), "whole")
     publish(whole)
 
+    registry = Registry(LocalStore(tmp_path / "first"))
+    publish(registry)
+    break_object(registry, objects(registry)["README.md"])
+    tree = tree_of(registry.store.root)
+
     def prepare(case):
-        registry = Registry(LocalStore(tmp_path / case))
-        publish(registry)
-        break_object(registry, objects(registry)["README.md"])
-        return registry
+        write_tree(tree, tmp_path / case)
+        return Registry(LocalStore(tmp_path / case))
 
     registry = prepare("count")
     steps = faults.count(lambda: list(repair(registry, supplies(whole))))
