@@ -28,6 +28,7 @@ def copy(
 
     [dim]deltahub copy team local acme/ner[/dim]
     """
+    from deltahub.errors import ConfigError
     from deltahub.hub.copy import copy_from_hub
     from deltahub.hub.hub import Hub
     from deltahub.reference import Reference
@@ -37,6 +38,12 @@ def copy(
     hub = Hub.open()
     if source == target:
         raise typer.BadParameter(f"{source} cannot be copied to itself; name two registries.")
+    if isinstance(destination := hub.source(target), HuggingFace):
+        msg = (
+            f"{destination.place} takes no history with the times and authors of others. Copy into the registry that it serves, "
+            "where you have access to that, or push the versions you want: deltahub pull, deltahub push."
+        )
+        raise ConfigError(msg)
     out = Output(as_json=json, quiet=quiet)
     paths = [Reference.parse(name).path for name in names] if names else None
     with out.progress("Copying", None) as progress:

@@ -61,3 +61,9 @@ def test_a_damaged_bundle_exits_with_5(run, ckpt, team, tmp_path):
     gone = run("bundle", "import", tmp_path / "nothing.tar")
     assert gone.exit_code == 3
     assert f"there is no file {tmp_path / 'nothing.tar'}. Check the path." in gone.stderr
+
+
+def test_a_hub_takes_no_history_of_others(run):
+    refused = run("copy", "local", "hf")
+    assert refused.exit_code == 2
+    assert "takes no history with the times and authors of others" in refused.stderr
