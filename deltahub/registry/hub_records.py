@@ -142,7 +142,13 @@ QUOTAS: Final = Kind(
     "the quota of a namespace",
     "Nothing is published in the namespace meanwhile. Delete that key, and set the quota again: deltahub serve quota set",
 )
-KINDS: Final = (TOKENS, REPOSITORIES, UPLOADS, PARTS, KEYS, SESSIONS, WEBHOOKS, PROMOTION, DELIVERIES, QUOTAS)
+ACCESS: Final = Kind(
+    "hub/access/",
+    "access.v1",
+    "the list of requests for a gated repository",
+    "Nobody is on it. Delete that key, and grant the access again.",
+)
+KINDS: Final = (TOKENS, REPOSITORIES, UPLOADS, PARTS, KEYS, SESSIONS, WEBHOOKS, PROMOTION, DELIVERIES, QUOTAS, ACCESS)
 
 
 def repository_key(path: str) -> str:

@@ -1,6 +1,6 @@
 """The ``.gitattributes`` of a repository: which of its files clients treat as large files (git LFS).
 
-A repository made on a hub shows one from its first commit on, as on the Hub. It is no file of any version, so that an upload and a
+A repository made on a hub shows one from its first commit on, as on the Hub. It is not stored with any version, so that an upload and a
 push of the same files make the same version; it is shown until a commit brings another one.
 """
 

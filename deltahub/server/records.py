@@ -116,6 +116,7 @@ class Record:
         author: who created it.
         private: whether it is visible only to tokens valid in its namespace.
         adopted: whether its versions were pushed to the registry before it had a record.
+        gated: how access to its files is given, ``"auto"`` or ``"manual"``; None if it is not gated.
         plain: whether the ``.gitattributes`` that a new repository begins with was deleted.
         squashed: for a branch whose history was squashed, the version with which it begins now.
     """
@@ -124,6 +125,7 @@ class Record:
     author: str
     private: bool = False
     adopted: bool = False
+    gated: str | None = None
     plain: bool = False
     squashed: Mapping[str, Squash] = field(default_factory=dict)
 
@@ -136,7 +138,9 @@ class Record:
     def to_dict(self) -> dict[str, Any]:
         """Return the record as it is stored: what earlier releases do not know is left out where it says nothing."""
         values = asdict(self)
-        return {key: value for key, value in values.items() if value or key not in ("adopted", "plain", "squashed")}
+        return {
+            key: value for key, value in values.items() if value or key not in ("adopted", "gated", "plain", "squashed")
+        }
 
 
 def may_be_private(record: Record | None) -> bool:

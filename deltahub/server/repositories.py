@@ -96,6 +96,11 @@ class Repository:
         return self.record is not None and self.record.private
 
     @property
+    def gated(self) -> str | None:
+        """How access to its files is given, ``"auto"`` or ``"manual"``; None if everyone who sees it has it."""
+        return self.record.gated if self.record else None
+
+    @property
     def born(self) -> str:
         """Creation time by a hub, which distinguishes it from a successor of the same name; empty if pushed straight to the registry."""
         return self.record.created if self.record else ""

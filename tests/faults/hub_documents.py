@@ -9,7 +9,7 @@ from typing import Final, TypeVar
 from deltahub.files.atomic import sha256_file
 from deltahub.registry import uploads
 from deltahub.registry.actor import Actor
-from deltahub.registry.hub_records import Kind
+from deltahub.registry.hub_records import ACCESS, Kind
 from deltahub.registry.promotion.policy import Policy, write_policy
 from deltahub.registry.registry import Registry
 from deltahub.server.deliveries import Deliveries, deliveries
@@ -36,6 +36,8 @@ def store_one_of_each(store: S, file: Path) -> S:
     Records(store).change("acme/plan", lambda _: Record("2026-01-02T03:04:05Z", "ada", private=True))
     Signer(store).signed("", {})
     watched, time = (Watched("org", "acme"),), "2026-01-02T03:04:05Z"
+    request = {"id": "0" * 24, "user": "ada", "status": "pending", "time": time, "reason": None}
+    ACCESS.write(store, f"{ACCESS.prefix}acme/plan.json", {"born": time, "requests": [request]}, None)
     Webhooks(store).save(
         Webhook("0" * 24, "ci", token.id, "https://example.org", watched, ("repo",), None, disabled=False, created=time)
     )

@@ -14,6 +14,7 @@ from deltahub.reference import Digest
 from deltahub.registry.registry import Found
 from deltahub.server.access import caller_of
 from deltahub.server.errors import ENTRY_NOT_FOUND, REPO_NOT_FOUND, Refusal
+from deltahub.server.gating import require_content
 from deltahub.server.repositories import Repository, find_repository, open_repository
 from deltahub.server.state import state_of
 from deltahub.stores.base import object_key
@@ -61,6 +62,7 @@ def repository_of(request: Request, path: str | None = None) -> Repository:
         Refusal: the caller may not see it, or it is missing or empty.
     """
     repository = find_repository(request, path) if path else open_repository(request)
+    require_content(request, repository)
     if not repository.document.versions:
         raise Refusal(404, f"{repository.path} exists, but has no version yet.", REPO_NOT_FOUND)
     return repository

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from deltahub.server.routes import (
+    access_requests,
     amendments,
     card_validation,
     commits,
@@ -29,6 +30,7 @@ routes: Final = [
     *card_validation.routes,
     *identity.routes,
     *webhooks.routes,
+    *access_requests.routes,
     *lifecycle.routes,
     *listing.routes,
     *revisions.routes,

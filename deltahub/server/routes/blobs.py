@@ -13,7 +13,7 @@ from deltahub.server.repositories import Commit, Repository
 
 @dataclass(frozen=True)
 class Blob:
-    """What git keeps of a file.
+    """A file as git keeps it.
 
     Attributes:
         entry: the file.

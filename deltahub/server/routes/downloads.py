@@ -25,6 +25,7 @@ from deltahub.files.atomic import CHUNK
 from deltahub.reference import Digest
 from deltahub.server.counted_responses import WholeResponse, counted
 from deltahub.server.errors import ENTRY_NOT_FOUND, Refusal
+from deltahub.server.gating import require_content
 from deltahub.server.paths import REPOSITORY
 from deltahub.server.repositories import is_delta, open_repository
 from deltahub.server.routes.packs import manifest_offer, offer
@@ -46,6 +47,7 @@ def resolve(request: Request) -> Response:
         Refusal: the file does not exist, or the range is outside it.
     """
     repository = open_repository(request)
+    require_content(request, repository)
     commit = repository.at(request.path_params["revision"])
     path = request.path_params["path"]
     entry = next((entry for entry in commit.files if entry.path == path), None)

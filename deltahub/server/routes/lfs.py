@@ -19,6 +19,7 @@ from deltahub.registry.direct_uploads import LARGEST, incoming_key
 from deltahub.server.access import caller_of, repository_not_found
 from deltahub.server.bodies import LARGE, text_field, with_json
 from deltahub.server.errors import Refusal
+from deltahub.server.gating import require_content
 from deltahub.server.paths import REPOSITORY
 from deltahub.server.repositories import Repository, may_change, open_repository
 from deltahub.server.routes.downloads import direct_url
@@ -48,6 +49,8 @@ def batch(request: Request, body: dict[str, Any]) -> Response:
     if operation not in ("upload", "download"):
         raise Refusal(400, f"operation must be upload or download, got {operation[:40]!r}.")
     repository = open_repository(request, write=operation == "upload")
+    if operation == "download":
+        require_content(request, repository)
     objects, transfers = body.get("objects"), body.get("transfers") or ["basic"]
     if not isinstance(objects, list) or len(objects) > _MOST_OBJECTS or not isinstance(transfers, list):
         raise Refusal(400, f"A batch needs objects, a list of at most {_MOST_OBJECTS}.")

@@ -20,6 +20,7 @@ from deltahub.registry.rename import rename
 from deltahub.server.access import caller_of, require_write, require_writer
 from deltahub.server.bodies import text_field, with_json
 from deltahub.server.errors import NOT_SUPPORTED, Refusal
+from deltahub.server.gating import AccessRequests
 from deltahub.server.paths import MODEL
 from deltahub.server.quotas import Usage, usage_of
 from deltahub.server.records import Record
@@ -142,6 +143,7 @@ def delete(request: Request, body: dict[str, Any]) -> Response:
         with_reserve(registry.store.spend_reserve, lambda: registry.update(repository.path, change))
     uploads.forget_all(registry.store, repository.path)  # again: uploads may have arrived meanwhile
     repository.state.records.delete(repository.path)
+    AccessRequests(registry.store).delete(repository.path)
     return JSONResponse({})
 
 
@@ -188,6 +190,7 @@ def move_repository(request: Request, old: Repository, new: DeltaPath) -> None:
     else:
         state.records.change(new, change)
         state.records.delete(old.path)
+    AccessRequests(state.registry.store).move(old.path, new)
 
 
 def _taken(old: str, name: str) -> InUseError:
@@ -195,7 +198,7 @@ def _taken(old: str, name: str) -> InUseError:
 
 
 def settings(request: Request, body: dict[str, Any]) -> Response:
-    """Make a repository private or public.
+    """Make a repository private or public, gated or open.
 
     Raises:
         Refusal: the request changes an unsupported setting.
@@ -207,20 +210,19 @@ def settings(request: Request, body: dict[str, Any]) -> Response:
         if visibility not in ("private", "public"):
             raise Refusal(400, f"A repository here is private or public, not {visibility!r}.")
         is_private = visibility == "private"
-    if body.get("gated") not in (None, False):
-        raise Refusal(
-            400, "This hub has no gated repositories. Make it private, and give tokens to those who may see it."
-        )
-    if is_private is not None:
-        _set_private(request, repository, private=is_private)
-    return JSONResponse({"private": repository.private if is_private is None else is_private, "gated": False})
+    gated = body.get("gated")
+    if gated not in (None, False, "auto", "manual"):
+        raise Refusal(400, f"'gated' must be auto, manual or false, got {str(gated)[:40]!r}.")
 
-
-def _set_private(request: Request, repository: Repository, *, private: bool) -> None:
     def change(record: Record | None) -> Record:
-        return replace(record or adopted(request, repository), private=private)
+        current = record or adopted(request, repository)
+        private = current.private if is_private is None else is_private
+        return replace(current, private=private, gated=current.gated if gated is None else gated or None)
 
-    repository.state.records.change(repository.path, change)
+    if is_private is None and gated is None:
+        return JSONResponse({"private": repository.private, "gated": repository.gated or False})
+    record = repository.state.records.change(repository.path, change)
+    return JSONResponse({"private": record.private, "gated": record.gated or False})
 
 
 routes: Final = [

@@ -110,9 +110,9 @@ def _all(request: Request, state: State) -> Iterator[ModelInfo]:
         if path and caller.may_read(path.namespace, private=may_be_private(record) or path in state.records.private()):
             document = state.registry.stored(path)
             if document is None or not (document.versions or document.moved_to):
-                yield ModelInfo(
-                    path, commit_id(EMPTY.digest), record.created, record.created, record.private, (), {}, {}
-                )
+                times = record.created, record.created
+                first = commit_id(EMPTY.digest)
+                yield ModelInfo(path, first, *times, record.private, (), {}, {}, record.gated)
 
 
 def _committed(request: Request, state: State, query: Query) -> Iterator[tuple[Listed, bool]]:
@@ -140,7 +140,9 @@ def _info_of(entry: Listed, record: Record | None, *, private: bool) -> ModelInf
     card = entry.summary.get("card") or {}
     digest = entry.digest
     assert digest  # a registry knows every digest
-    return ModelInfo(entry.name, commit_id(digest), created, entry.time, private, entry.tags, summary, card, entry)
+    gated = record.gated if record else None
+    times = created, entry.time
+    return ModelInfo(entry.name, commit_id(digest), *times, private, entry.tags, summary, card, gated, entry)
 
 
 def _matches(facts: ModelInfo, request: Request) -> bool:
@@ -148,6 +150,8 @@ def _matches(facts: ModelInfo, request: Request) -> bool:
     required_tags = [tag for text in query.getlist("filter") for tag in text.split(",") if tag]
     required_tags += [text for text in query.getlist("pipeline_tag") if text]
     if (author := query.get("author")) and facts.author.lower() != author.lower():
+        return False
+    if (gated := query.get("gated", "").lower()) in ("true", "false") and (gated == "true") != bool(facts.gated):
         return False
     return not required_tags or set(required_tags) <= set(facts.all_tags())
 
@@ -178,7 +182,8 @@ def model_info_of(repository: Repository, commit: Commit) -> ModelInfo:
     summary = {key: value for key, value in entry.summary.items() if key != "card"} if entry else {}
     modified = entry.time if entry else repository.created
     tags = entry.tags if entry else ()
-    return ModelInfo(repository.path, commit.id, repository.created, modified, repository.private, tags, summary, card)
+    times = repository.created, modified
+    return ModelInfo(repository.path, commit.id, *times, repository.private, tags, summary, card, repository.gated)
 
 
 def model_info(request: Request) -> Response:

@@ -45,6 +45,7 @@ class ModelInfo:
         tags: of the version.
         summary: the document's summary of the version's content.
         card: the known part of the card's front matter.
+        gated: how access to its files is given; None for a repository that is not gated.
         listed: its entry in the registry's list; None before the first commit, or outside lists.
     """
 
@@ -56,6 +57,7 @@ class ModelInfo:
     tags: tuple[str, ...]
     summary: Mapping[str, Any]
     card: Mapping[str, Any]
+    gated: str | None = None
     listed: Listed | None = None
 
     @property
@@ -113,7 +115,7 @@ class ModelInfo:
             "lastModified": moment(self.modified),
             "createdAt": moment(self.created),
             "private": self.private,
-            "gated": False,
+            "gated": self.gated or False,
             "disabled": False,
             "downloads": 0,
             "likes": 0,

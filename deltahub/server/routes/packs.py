@@ -14,6 +14,7 @@ from starlette.routing import Route
 from deltahub.checkpoint.manifest import Manifest
 from deltahub.server.counted_responses import WholeResponse, counted
 from deltahub.server.errors import ENTRY_NOT_FOUND, Refusal
+from deltahub.server.gating import require_content
 from deltahub.server.repositories import is_delta, open_repository
 from deltahub.server.state import state_of
 from deltahub.stores.base import object_key
@@ -37,7 +38,9 @@ def manifest_offer(repository: str, commit: str) -> dict[str, str]:
 
 def manifest(request: Request) -> Response:
     """Answer with the manifest of a commit, as stored in the registry."""
-    commit = open_repository(request).at(request.path_params["revision"])
+    repository = open_repository(request)
+    require_content(request, repository)
+    commit = repository.at(request.path_params["revision"])
     if commit.entry is None:
         raise Refusal(404, "Nothing was committed yet.", ENTRY_NOT_FOUND, {"X-Repo-Commit": commit.id})
     data = commit.manifest.to_bytes()
@@ -55,6 +58,7 @@ def pack(request: Request) -> Response:
         Refusal: they are not a delta, or too large.
     """
     repository = open_repository(request)
+    require_content(request, repository)
     commit = repository.at(request.path_params["revision"])
     if not offer(repository.path, commit.id, commit.manifest):
         headers = {"X-Repo-Commit": commit.id}

@@ -11,6 +11,7 @@ from starlette.routing import Route
 
 from deltahub.server.access import repository_not_found, require_write
 from deltahub.server.errors import NOT_SUPPORTED, REPO_NOT_FOUND, Refusal
+from deltahub.server.gating import require_content
 from deltahub.server.paths import MODEL, REPOSITORY
 from deltahub.server.repositories import open_repository
 
@@ -23,6 +24,7 @@ def auth_check(request: Request) -> Response:
     repository = open_repository(request, write=bool(action))
     if action:
         require_write(request, repository.path.namespace)
+    require_content(request, repository)
     return JSONResponse({})
 
 

@@ -25,6 +25,7 @@ from deltahub.registry import stamps, uploads
 from deltahub.server.access import CALLER, Caller, caller_of
 from deltahub.server.bodies import LARGE, blocks, with_json
 from deltahub.server.errors import ENTRY_NOT_FOUND, Refusal
+from deltahub.server.gating import require_content
 from deltahub.server.repositories import open_repository
 from deltahub.server.routes.downloads import whole
 from deltahub.server.routes.lfs import LFS
@@ -90,6 +91,8 @@ def _require_rights(request: Request, facts: Mapping[str, str]) -> None:
     repository = open_repository(request, write=not reads)
     if (repository.path, repository.born) != (facts["repository"], facts["born"]):
         raise Refusal(403, "The repository that this address was made for is gone. Ask for a new address.")
+    if reads:
+        require_content(request, repository)
     if reads and repository.holds(facts["oid"]) is None:
         raise Refusal(404, f"No version of {repository.path} has this file any more.", ENTRY_NOT_FOUND)
 

@@ -218,7 +218,7 @@ def test_a_move_that_was_killed_before_the_delta_was_renamed_can_be_repeated(hub
 
 
 def test_unsupported_settings_are_refused(ask):
-    assert ask("PUT", f"/api/models/{REPO}/settings", json={"gated": "auto"}).status_code == 400
+    assert ask("PUT", f"/api/models/{REPO}/settings", json={"gated": "now"}).status_code == 400
     assert ask("PUT", f"/api/models/{REPO}/settings", json={"visibility": "internal"}).status_code == 400
     assert ask("PUT", f"/api/models/{REPO}/settings", json={"gated": False}).json() == {
         "private": False,
