@@ -43,6 +43,28 @@ def refuse_bare_name(request: Request) -> Response:
     raise repository_not_found(request, request.path_params.get("repository", "This address"))
 
 
+def list_likes(request: Request) -> Response:
+    """Answer that a user likes nothing: this hub has no likes."""
+    return JSONResponse([])
+
+
+def list_likers(request: Request) -> Response:
+    """Answer that nobody likes a repository: this hub has no likes."""
+    open_repository(request)
+    return JSONResponse([])
+
+
+def refuse_like(request: Request) -> Response:
+    """Refuse to like a repository, or to stop liking it."""
+    open_repository(request)
+    raise Refusal(501, "This hub has no likes.", NOT_SUPPORTED)
+
+
+def refuse_collections(request: Request) -> Response:
+    """Refuse requests for collections."""
+    raise Refusal(501, "This hub has no collections. Give the deltas that belong together a common tag.", NOT_SUPPORTED)
+
+
 def refuse_unknown(request: Request) -> Response:
     """Answer that an address of the API does not exist, before the pages take it for a repository's."""
     raise HTTPException(404)
@@ -72,6 +94,11 @@ _ALL: Final = ["GET", "POST", "PUT", "DELETE", "PATCH"]
 routes: Final = [
     Route(f"{MODEL}/auth-check", auth_check),
     Route(f"{MODEL}/auth-check/{{action:part}}", auth_check),
+    Route("/api/users/{user:part}/likes", list_likes),
+    Route(f"{MODEL}/likers", list_likers),
+    Route(f"{MODEL}/like", refuse_like, methods=["POST", "DELETE"]),
+    Route("/api/collections", refuse_collections, methods=_ALL),
+    Route("/api/collections/{rest:rest}", refuse_collections, methods=_ALL),
     Route(f"{MODEL}/xet-write-token/{{revision:part}}", refuse_xet),
     Route(f"{MODEL}/xet-read-token/{{revision:part}}", refuse_xet),
     Route(f"{MODEL}/discussions", refuse_discussions, methods=_ALL),
