@@ -3,7 +3,7 @@
 Each delta type with its defaults is added, randomised, must change the output, is saved, loaded on a fresh copy with
 bit-identical outputs, and removed, after which the output must be bit-identical to the backbone's own.
 
-    python benchmarks/coverage.py [--only bert,gpt2] [--jobs 2]          writes docs/coverage.md when run over all
+    python benchmarks/coverage.py [--only bert,gpt2] [--type vera,reft] [--jobs 2]      writes docs/coverage.md when run over all
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any, Final
 
 import tiny
 import torch
-from coverage_table import print_summary, write_table
+from coverage_table import WITHOUT_DEFAULTS, print_summary, write_table
 from torch import Tensor, nn
 
 from deltahub import AutoDeltaModel
@@ -64,8 +64,8 @@ class Outcome:
     results: dict[str, str] = field(default_factory=dict)
 
 
-def try_model(model_type: str) -> Outcome:
-    """Try every delta type on one model type."""
+def try_model(model_type: str, delta_types: Sequence[str]) -> Outcome:
+    """Try delta types on one model type."""
     outcome = Outcome(model_type)
     try:
         model = tiny.make(model_type)
@@ -83,7 +83,7 @@ def try_model(model_type: str) -> Outcome:
     }[bool(structure.roots), structure.inferred]
     outcome.named = sorted(_named(model, structure))
     expected = tiny.output_of(model, inputs)
-    for delta_type in sorted(delta_classes()):
+    for delta_type in delta_types:
         fresh = tiny.copy_of(model)
         try:
             outcome.results[delta_type] = _try_delta(delta_type, fresh, tiny.copy_of(model), inputs, expected)
@@ -142,20 +142,20 @@ def _reason(error: BaseException) -> str:
 # ----- one process for each model, so that none can hang or bring down the rest -----
 
 
-def _work(model_type: str, answer: Connection) -> None:
+def _work(model_type: str, delta_types: Sequence[str], answer: Connection) -> None:
     warnings.simplefilter("ignore")
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    answer.send(asdict(try_model(model_type)))
+    answer.send(asdict(try_model(model_type, delta_types)))
 
 
-def outcomes(model_types: Sequence[str], jobs: int) -> Iterator[Outcome]:
+def outcomes(model_types: Sequence[str], delta_types: Sequence[str], jobs: int) -> Iterator[Outcome]:
     """Yield the outcome of each type, in the order of completion."""
     context = multiprocessing.get_context("fork")  # what is imported stays imported
     waiting, running = list(model_types), {}
     while waiting or running:
         while waiting and len(running) < jobs:
             receiver, sender = context.Pipe(duplex=False)
-            process = context.Process(target=_work, args=(model_type := waiting.pop(0), sender))
+            process = context.Process(target=_work, args=(model_type := waiting.pop(0), delta_types, sender))
             process.start()
             sender.close()
             running[receiver] = (model_type, process, time.monotonic())
@@ -178,13 +178,18 @@ def main() -> None:
     """Print the table and, over all types, write it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="model types, with commas between")
+    parser.add_argument("--type", default="", help="delta types, with commas between")
     parser.add_argument("--jobs", type=int, default=1, help="how many models at once")
     parser.add_argument("--json", type=Path, help="write all that was found to this file")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    known_types = sorted({*delta_classes()} - {*WITHOUT_DEFAULTS})
+    delta_types = arguments.type.split(",") if arguments.type else known_types
+    if unknown_types := set(delta_types) - set(known_types):
+        parser.error(f"no delta type {', '.join(sorted(unknown_types))}; there are {', '.join(known_types)}")
     types = arguments.only.split(",") if arguments.only else tiny.model_types()
     found = []
-    for number, outcome in enumerate(outcomes(types, arguments.jobs), 1):
+    for number, outcome in enumerate(outcomes(types, delta_types, arguments.jobs), 1):
         found.append(outcome)
         failed = {key: value for key, value in outcome.results.items() if value != "ok"}
         line = outcome.problem or ("ok" if not failed else "; ".join(f"{k}: {v}" for k, v in failed.items()))
@@ -193,7 +198,7 @@ def main() -> None:
     if arguments.json:
         arguments.json.write_text(json.dumps([asdict(outcome) for outcome in found], indent=1))
     print_summary(found)
-    if not arguments.only:
+    if not arguments.only and not arguments.type:
         write_table(found, Path(__file__).parents[1] / "docs" / "coverage.md")
 
 

@@ -13,6 +13,11 @@ if TYPE_CHECKING:
     from coverage import Outcome
 
 METHODS = ("lora", "adapter", "parallel_adapter", "bitfit")
+WITHOUT_DEFAULTS = {  # types that cannot be tried with their defaults, and what each needs
+    "fusion": "the deltas that it weighs",
+    "token_rows": "the numbers of its rows",
+    "union": "the deltas that it consists of",
+}
 
 
 def print_summary(found: Sequence[Outcome]) -> None:
@@ -90,6 +95,10 @@ def write_table(found: Sequence[Outcome], path: Path) -> None:
         "mixture of experts whose matrices are not modules is `ff.w1` and `ff.w2` as a whole, so that adapters act where it",
         "returns the hidden state. A fused layer has parts if its layout is known; otherwise it is `attn.qkv` as a whole, and",
         "LoRA takes it by default. A number refers to the reasons below the table.",
+        "",
+        "Without a column, as they have no defaults: "
+        + "; ".join(f"{n} needs {w}" for n, w in WITHOUT_DEFAULTS.items())
+        + ".",
         "",
         *(f"- {line}" for line in summary(found)),
         "",
