@@ -15,6 +15,7 @@ from deltahub.errors import ConfigError, StorageError, UnreachableError
 from deltahub.migrate.candidate import Candidate, usable_aliases, usable_metrics, usable_tags
 
 _CONFIGS: Final = ("adapter_config.json", "delta_config.json")
+_NO_ADDRESS: Final = "ENDPOINT_NOT_FOUND"  # the error code of an address that a server does not have
 _OWN: Final = "mlflow."  # keys of tags that MLflow itself sets
 
 
@@ -90,7 +91,17 @@ def _registered(client: Any) -> Iterator[_Place]:
 
 
 def _logged(client: Any) -> Iterator[_Place]:
-    for model in _pages(partial(client.search_logged_models, experiment_ids=_experiments(client))):
+    """Find the logged models; a server of MLflow 2 has none, and no such address."""
+    from mlflow.exceptions import MlflowException
+
+    experiments = _experiments(client)
+    try:
+        models = list(_pages(partial(client.search_logged_models, experiment_ids=experiments)))
+    except MlflowException as error:
+        if error.error_code != _NO_ADDRESS:
+            raise
+        return
+    for model in models:
         metrics = usable_metrics({metric.key: metric.value for metric in model.metrics or ()})
         common = Candidate(
             f"mlflow:models:/{model.model_id}", f"{model.name}-{model.model_id}", Path(), _tags(model.tags), metrics

@@ -172,6 +172,7 @@ def test_mlflow_that_is_not_installed_is_named(run, monkeypatch):
 def test_models_and_artifacts_of_mlflow_are_published_once_each(run_json, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")  # before its import
     import mlflow
+    from mlflow.protos.databricks_pb2 import ENDPOINT_NOT_FOUND
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
@@ -201,6 +202,13 @@ def test_models_and_artifacts_of_mlflow_are_published_once_each(run_json, tmp_pa
         "acme/summaries",
         f"acme/first-{run.info.run_id[:8]}-last",
     }
+
+    def no_address(*_, **__):  # a server of MLflow 2 answers so
+        raise mlflow.exceptions.MlflowException("404 != 200", error_code=ENDPOINT_NOT_FOUND)
+
+    monkeypatch.setattr(mlflow.MlflowClient, "search_logged_models", no_address)
+    again = run_json("migrate", f"mlflow:{uri}", "--namespace", "acme")
+    assert [(it["reference"], it["new"]) for it in again] == [(it["reference"], False) for it in migrated]
 
 
 def test_only_what_a_version_can_have_comes_along():
