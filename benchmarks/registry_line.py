@@ -67,12 +67,12 @@ class Line:
 
     def measure(self, what: str, call: Callable[[], object]) -> None:
         """Time a call, and count its requests."""
-        self._proxy.seen.clear()
+        self._proxy.requests.clear()
         start = time.perf_counter()
         call()
         took = time.perf_counter() - start
         kinds = Counter(
-            "LIST" if method == "GET" and "list-type" in path else method for method, path in self._proxy.seen
+            "LIST" if method == "GET" and "list-type" in path else method for method, path in self._proxy.requests
         )
         counts = [kinds["GET"] + kinds["HEAD"], kinds["PUT"] + kinds["POST"], kinds["LIST"], kinds["DELETE"]]
         self.rows.append(f"| {what} | {took:.2f} | " + " | ".join(map(str, counts)) + " |")

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.s3_servers import end_with_parent
+
 _NOBODY = 65534  # the server refuses to run as root
 _WAIT = 60.0  # seconds for the server to start
 
@@ -37,7 +39,12 @@ class PostgresServer:
 
         command = [self.program / "postgres", "-D", self.folder / "data", "-k", self.folder, "-c", "listen_addresses="]
         settings = ["-F", "-c", "full_page_writes=off", "-c", "max_wal_size=4GB", "-c", "shared_buffers=256MB"]
-        self.process = subprocess.Popen([*command, *settings], stderr=subprocess.DEVNULL, **_account())
+        self.process = subprocess.Popen(
+            [*command, *settings],
+            stderr=subprocess.DEVNULL,
+            preexec_fn=end_with_parent,  # noqa: PLW1509  (it takes no lock)
+            **_account(),
+        )
         until = time.monotonic() + _WAIT
         while True:
             try:

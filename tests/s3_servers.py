@@ -68,7 +68,7 @@ main(sys.argv[1:])
 _START = 60  # seconds that a server may take to answer
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Where the system can: a server does not outlive a test run that was killed."""
     if sys.platform == "linux":
         _LIBC.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
@@ -101,7 +101,7 @@ class Server:
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,
-                preexec_fn=_end_with_parent if in_main_thread else None,  # noqa: PLW1509  (it takes no lock)
+                preexec_fn=end_with_parent if in_main_thread else None,  # noqa: PLW1509  (it takes no lock)
             )
         self._wait_until(self._answers)
         if not self._started:
