@@ -1,4 +1,4 @@
-"""Endpoints that list the large files (LFS) of a repository's whole history, and remove some from all of it.
+"""Endpoints that list the large files (LFS) of a repository's whole history, and remove files from every version.
 
 Versions never change. So removing a file removes the versions that hold it, and gives each branch that ended with one a new version
 without the file. The bytes go with the next garbage collection.
