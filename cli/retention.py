@@ -67,7 +67,7 @@ def _tell(out: Output, due: list[Decision], kept: list[Decision], *, applied: bo
     data: dict[str, Any] = {
         "applied": applied,
         "removed": [str(each.reference) for each in gone],
-        "size": sum(each.size for each in gone),
+        "size": None if any(each.size is None for each in gone) else sum(each.size or 0 for each in gone),
         "kept": {str(each.reference): each.kept for each in kept},
         "failed": {str(each.reference): each.error for each in failed},
     }
@@ -75,6 +75,7 @@ def _tell(out: Output, due: list[Decision], kept: list[Decision], *, applied: bo
     lines = [f"  {each.reference}" for each in gone]
     lines += [f"  {each.reference} stays: {each.kept}" for each in kept]
     lines += [f"  {each.reference} was not removed: {each.error}" for each in failed]
-    out.result(data, f"{len(gone)} versions, {size_text(data['size'])}, {word}", *lines)
+    size = "" if data["size"] is None else f", {size_text(data['size'])}"
+    out.result(data, f"{len(gone)} versions{size}, {word}", *lines)
     if failed:
         raise typer.Exit(1)

@@ -41,13 +41,13 @@ class Decision:
 
     Attributes:
         reference: the version, with its source.
-        size: bytes of its files; 0 if unknown. Files that other versions also have are only counted here, not freed.
+        size: bytes of its files; None where a hub does not tell. Files that other versions also have are only counted here, not freed.
         kept: why it stays; empty if it is due.
         error: why it could not be removed; empty otherwise.
     """
 
     reference: Reference
-    size: int
+    size: int | None
     kept: str = ""
     error: str = ""
 
@@ -76,7 +76,7 @@ def decide(
         if name.namespace == namespace:
             document = place.document(name)
             for version, reason in _judged(document, rule, needed).items():
-                size = int(document.versions[version].summary.get("size") or 0)
+                size = document.versions[version].summary.get("size")
                 yield Decision(Reference(name, source=place.name, version=version), size, reason)
 
 

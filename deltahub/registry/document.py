@@ -65,6 +65,11 @@ class ReferenceDocument:
             raise self._gone(last, self.name)
         return self.branches.get(MAIN) or max(self.versions, key=number)
 
+    @property
+    def names(self) -> frozenset[str]:
+        """The name of the delta and those that it had before, which lead to it unless they were given to another."""
+        return frozenset([self.name, *(move.before for move in self.log if move.action == "rename" and move.before)])
+
     def history(self, version: str) -> Iterator[str]:
         """Iterate over a version and its ancestors, newest first, without removed ones."""
         numbered = sorted({*self.versions, *self.removed}, key=number)

@@ -221,6 +221,14 @@ def test_a_delta_is_not_renamed_into_a_protected_name_with_an_alias_of_its_own(r
     assert rename(by(registry, ADMIN), Reference(free), Reference.parse("acme/y")).name == "acme/y"
 
 
+def test_an_old_name_leads_to_no_alias_that_was_moved_without_its_rules(registry, folders):
+    publish(registry, publication(folders[0], DeltaPath("acme/new")))  # no alias yet, so anybody may rename it
+    rename(by(registry, ANN), Reference.parse("acme/new"), Reference.parse("free/new"))
+    with pytest.raises(RefusedMoveError):
+        set_alias(by(registry, ANN), DeltaPath("free/new"), "champion", "v1")
+    assert registry.document("acme/new").aliases == {}
+
+
 def test_an_old_name_that_leads_to_a_protected_alias_is_not_given_away(registry):
     rename(by(registry, ADMIN), Reference(X), Reference.parse("acme/y"))
     with pytest.raises(RefusedMoveError, match="its alias champion is protected"):

@@ -32,14 +32,14 @@ def guard(registry: Stored, actor: Actor, before: ReferenceDocument, after: Refe
     if not (moved or branches) or (policy := read_policy(registry.store)) is None:
         return
     for branch in branches:
-        if policy.rules_for(after.name, branch):
+        if policy.rules_for(after.names, branch):
             raise RefusedMoveError(
                 f"The branch {branch} of {after.name}",
                 "it has the name of a protected alias, which it would hide",
                 "Choose another name for the branch.",
             )
     for alias in moved:
-        if rules := policy.rules_for(after.name, alias):
+        if rules := policy.rules_for(after.names, alias):
             _MoveCheck(registry, policy, actor, before, after, alias, rules).require()
 
 
@@ -52,9 +52,7 @@ def guard_rename(registry: Stored, actor: Actor, document: ReferenceDocument, ne
     if not (document.aliases or document.branches) or (policy := read_policy(registry.store)) is None:
         return
     names = (
-        alias
-        for alias in (*document.aliases, *document.branches)
-        if policy.rules_for(document.name, alias) or policy.rules_for(new, alias)
+        alias for alias in (*document.aliases, *document.branches) if policy.rules_for({*document.names, new}, alias)
     )
     if (alias := next(names, None)) and not policy.is_admin(actor):
         raise RefusedMoveError(
@@ -70,7 +68,7 @@ def require_move(
     Raises:
         RefusedMoveError: this one may not ask for it, it lacks a reason, or the version does not meet the rules.
     """
-    rules = policy.rules_for(document.name, request.alias)
+    rules = policy.rules_for(document.names, request.alias)
     after = document.with_alias(request.alias, request.after, request.time, actor.name, request.reason)
     _MoveCheck(registry, policy, actor, document, after, request.alias, rules).require_all_but_approvals()
 

@@ -7,7 +7,7 @@ tokens of scope admin change it; in a process, those whom it lists as admins.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
@@ -164,9 +164,13 @@ class Policy:
         rules = [{key: value for key, value in asdict(rule).items() if value is not None} for rule in self.rules]
         return {"rules": rules, "admins": list(self.admins), "log": list(self.log)}
 
-    def rules_for(self, path: str, alias: str) -> tuple[Rule, ...]:
-        """Return the rules for an alias of a delta, ``"namespace/name"``."""
-        return tuple(rule for rule in self.rules if rule.covers(path, alias))
+    def rules_for(self, paths: Collection[str], alias: str) -> tuple[Rule, ...]:
+        """Return the rules for an alias of a delta.
+
+        Args:
+            paths: every name that leads to the delta, ``"namespace/name"``.
+        """
+        return tuple(rule for rule in self.rules if any(rule.covers(path, alias) for path in paths))
 
     def is_admin(self, actor: Actor) -> bool:
         """Return whether somebody may change the rules, and rename deltas with protected aliases."""

@@ -117,7 +117,7 @@ def reject(registry: Registry, path: DeltaPath, number: str, reason: str = "") -
     def change(document: ReferenceDocument) -> ReferenceDocument:
         request = _request(document, number)
         policy, actor = read_policy(registry.store), registry.actor
-        rules = policy.rules_for(document.name, request.alias) if policy else ()
+        rules = policy.rules_for(document.names, request.alias) if policy else ()
         may = actor.name == request.author or all(policy.includes(rule.approvers, actor) for rule in rules if policy)
         if not may:
             raise RefusedMoveError(
@@ -167,7 +167,7 @@ def _rules(registry: Registry, document: ReferenceDocument, alias: str) -> tuple
         ConfigError: it needs none.
     """
     policy = read_policy(registry.store)
-    rules = policy.rules_for(document.name, alias) if policy else ()
+    rules = policy.rules_for(document.names, alias) if policy else ()
     if policy is None or not _needed(rules):
         msg = f"{document.name}@{alias} needs no approval by the rules of {registry.name}. Move it: deltahub alias {document.name}@VERSION {alias}"
         raise ConfigError(msg)
