@@ -26,6 +26,7 @@ from deltahub.reference import Digest
 from deltahub.server.counted_responses import WholeResponse, counted
 from deltahub.server.errors import ENTRY_NOT_FOUND, Refusal
 from deltahub.server.gating import require_content
+from deltahub.server.git_attributes import DEFAULT_ENTRY
 from deltahub.server.paths import REPOSITORY
 from deltahub.server.repositories import is_delta, open_repository
 from deltahub.server.routes.packs import manifest_offer, offer
@@ -90,6 +91,8 @@ def direct_url(state: State, entry: FileEntry) -> str | None:
     """Return a URL of the bucket's server with the bytes of a large file; None if the hub sends them itself."""
     store = state.registry.store
     if not state.settings.direct or entry.size < DIRECT_FROM or not isinstance(store, DirectStore):
+        return None
+    if entry.sha256 == DEFAULT_ENTRY.sha256:  # shown without being stored
         return None
     return store.presigned(object_key(entry.sha256), "GET", DOWNLOAD)
 
