@@ -243,7 +243,7 @@ class Hub:
 
     def push_many(
         self,
-        folders: Sequence[Path],
+        folders: Sequence[str | os.PathLike[str]],
         namespace: str | None = None,
         *,
         tags: Collection[str] = (),
@@ -286,7 +286,7 @@ class Hub:
             allow_untrained=allow_untrained,
             record=record,
         )
-        requests = publications(folders, namespace, make)
+        requests = publications([*map(Path, folders)], namespace, make)
         if expected:
             expected(sum(request.manifest.size for request in requests if isinstance(request, Publication)))
         return push_many(source, requests, progress)

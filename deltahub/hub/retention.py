@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from deltahub.errors import DeltaHubError
+from deltahub.errors import DeltaHubError, NotFoundError
 from deltahub.hub import edits
 from deltahub.hub.hub import Hub
 from deltahub.reference import DeltaPath, Digest, Reference
@@ -18,6 +18,7 @@ from deltahub.registry import stamps
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import number
 from deltahub.registry.search.conditions import Query, Search
+from deltahub.text.suggestions import closest
 
 
 @dataclass(frozen=True)
@@ -67,12 +68,18 @@ def decide(
         needed: digests that must stay, such as those of lock files.
 
     Raises:
+        NotFoundError: the source has no delta in the namespace.
         ConfigError: the source cannot be listed.
         UnreachableError: the source does not answer.
     """
     place = hub.source(source)
     listed, _ = hub.search(Search(Query(sort="name")), source)
-    for name in (DeltaPath(each.name) for each in listed):
+    names = [DeltaPath(each.name) for each in listed]
+    if namespace not in {name.namespace for name in names}:
+        raise NotFoundError(
+            f"The namespace {namespace}", (place.place,), closest(namespace, {name.namespace for name in names})
+        )
+    for name in names:
         if name.namespace == namespace:
             document = place.document(name)
             for version, reason in _judged(document, rule, needed).items():

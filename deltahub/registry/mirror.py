@@ -19,7 +19,7 @@ from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Move
 from deltahub.registry.following import beginning, follow, known_as, made_anew
 from deltahub.registry.gc_state import spare
-from deltahub.registry.promotion.guard import guard
+from deltahub.registry.promotion.guard import guard, guard_rename
 from deltahub.registry.reconcile import Vouched, merged
 from deltahub.registry.registry import Registry, ref_key
 from deltahub.registry.signatures import copy_signatures
@@ -155,6 +155,9 @@ def _copy_name(target: Registry, mine: ReferenceDocument, document: ReferenceDoc
         return False
     if mine.versions or mine.removed or mine.moved_to:
         raise ConflictError(f"The name {mine.name}", mine.moved_to or "a delta", document.moved_to or "a delta")
+    leads_to = target.current(document.moved_to or "")[0]
+    if leads_to and mine.name not in leads_to.names:  # else the rules for this name held at each move of its aliases
+        guard_rename(target, target.actor, leads_to, mine.name)
     target.swap_document(document, None)
     return True
 

@@ -49,7 +49,11 @@ def test_young_versions_stay(run_json, versions):
     assert run_json("retention", "acme", "--keep", "1", "--older-than", "1d")["removed"] == []
 
 
-def test_a_namespace_without_deltas_has_nothing_to_remove(run):
-    done = run("retention", "nobody")
-    assert (done.exit_code, "0 versions" in done.stdout) == (0, True)
+def test_a_namespace_that_does_not_exist_is_refused(run, versions):
+    done = run("retention", "acmee")
+    assert (done.exit_code, "The namespace acmee was not found" in done.stderr, "acme" in done.stderr) == (
+        3,
+        True,
+        True,
+    )
     assert run("retention", "acme/ner").exit_code == 2

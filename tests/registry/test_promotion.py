@@ -229,6 +229,14 @@ def test_an_old_name_leads_to_no_alias_that_was_moved_without_its_rules(registry
     assert registry.document("acme/new").aliases == {}
 
 
+def test_a_mirror_brings_no_name_that_leads_to_an_alias_moved_without_its_rules(registry, folders, tmp_path):
+    there = moved(folders, tmp_path)
+    rename(there, Reference(X), Reference.parse("free/y"))
+    with pytest.raises(RefusedMoveError):
+        list(copy(there, by(registry, ANN)))
+    assert registry.document(X).aliases == {"champion": "v1"}
+
+
 def test_an_old_name_that_leads_to_a_protected_alias_is_not_given_away(registry):
     rename(by(registry, ADMIN), Reference(X), Reference.parse("acme/y"))
     with pytest.raises(RefusedMoveError, match="its alias champion is protected"):

@@ -77,6 +77,14 @@ def test_the_number_of_deltas_is_limited(hub, api):
         upload(api, 10, "acme/other")
 
 
+def test_the_first_commit_of_a_new_repository_counts_once_a_tag_needs_it(hub, api):
+    Quotas(hub.registry).set("acme", None, 1)
+    upload(api, 10)
+    api.create_repo("acme/other")
+    with pytest.raises(HfHubHTTPError, match="acme may hold 1 deltas, and has them"):
+        api.create_tag("acme/other", tag="start")
+
+
 def test_a_delta_is_not_moved_to_a_namespace_without_room(hub, api):
     Quotas(hub.registry).set("acme", 100, None)
     upload(api, 3000, "other/ner")

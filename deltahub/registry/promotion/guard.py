@@ -5,6 +5,7 @@ It compares the document before and after, whatever made the change: an edit, a 
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping
 
 from deltahub.errors import ApprovalNeededError, RefusedMoveError
@@ -79,6 +80,11 @@ def _differing(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]
     return sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
 
 
+def _says_something(reason: str) -> bool:
+    """Return whether a reason has a visible character."""
+    return any(unicodedata.category(letter)[0] not in "CMZ" for letter in reason)
+
+
 class _MoveCheck:
     """One move of a protected alias, and the rules for it."""
 
@@ -121,7 +127,7 @@ class _MoveCheck:
         for rule in self._rules:
             if self._request is None and not self._policy.includes(rule.movers, self._actor):
                 raise self._refused(f"only {rule.movers} may make it, not {self._actor.name}", "Ask one of them.")
-            if rule.reason and not self._reason():
+            if rule.reason and not _says_something(self._reason()):
                 raise self._refused("it needs a reason", "Give one: deltahub alias ... -m REASON")
             if self._new is not None and (fault := self._fault(rule, self._new)):
                 raise self._refused(fault, "Choose another version, or mend this one.")

@@ -28,6 +28,7 @@ from deltahub.server.bodies import text_field, with_json
 from deltahub.server.counted_responses import WholeJSONResponse, counted
 from deltahub.server.errors import REVISION_NOT_FOUND, Refusal
 from deltahub.server.paths import MODEL
+from deltahub.server.quotas import Usage
 from deltahub.server.records import Record, Squash
 from deltahub.server.repositories import EMPTY, FIRST_COMMIT, Repository, may_change, open_repository
 from deltahub.server.routes.model_info import DELTA
@@ -283,7 +284,9 @@ def _version(request: Request, repository: Repository, revision: str) -> str:
 
     registry = repository.registry(request)
     refuse_twin(registry, repository.path)
-    document = registry.add({EMPTY.digest.hex: EMPTY.to_bytes()}, repository.path, change)
+    more = Usage(0, 0 if repository.document.versions else 1)
+    with repository.state.quotas.reserved(repository.path.namespace, more):
+        document = registry.add({EMPTY.digest.hex: EMPTY.to_bytes()}, repository.path, change)
     return document.version_for(first.digest)
 
 
