@@ -23,7 +23,7 @@ app.add_typer(serve_token.app, name="token")
 app.add_typer(serve_quota.app, name="quota")
 
 _LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
-_PACKAGES: Final = ("starlette", "uvicorn", "jinja2", "nh3", "markdown_it", "prometheus_client")
+_PACKAGES: Final = ("starlette", "uvicorn", "jinja2", "nh3", "markdown_it", "pathspec", "prometheus_client")
 _RATE: Final = 100.0  # rate limit in requests per second, for hubs that other machines can reach
 
 RegistryOpt = Annotated[

@@ -1,8 +1,11 @@
 """What is installed: the package, the command, and nothing under a name that others may want."""
 
+import ast
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -65,3 +68,23 @@ def test_the_command_works_from_an_unpacked_wheel(wheel, tmp_path):
         [sys.executable, "-S", "-c", script], capture_output=True, text=True, check=False, cwd=tmp_path
     )
     assert (done.stdout, done.stderr) == ("deltahub 0.2.0\n", "")
+
+
+def imported_packages(folder: Path) -> set[str]:
+    """The packages that the modules of a folder import, wherever they do."""
+    found = set()
+    for path in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.partition(".")[0] for alias in node.names}
+            if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+                found.add(node.module.partition(".")[0])
+    return found - sys.stdlib_module_names - {"deltahub"}
+
+
+def test_the_extra_of_the_server_installs_all_that_it_imports():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["serve"]]
+    names = {re.match(r"[a-z0-9._-]+", each.lower())[0].replace("-", "_") for each in wanted}
+    provided = names | {"re2", "markupsafe", "yaml", "markdown_it"}  # of google-re2, jinja2, pyyaml and markdown-it-py
+    assert imported_packages(ROOT / "deltahub/server") - provided == set()

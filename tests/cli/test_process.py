@@ -88,7 +88,9 @@ def test_a_push_stopped_by_a_signal_leaves_nothing_behind(ckpt, monkeypatch, tmp
 @pytest.mark.skipif(not Path("/bin/bash").exists(), reason="needs bash")
 def test_a_home_that_cannot_be_written_gets_no_completion_and_one_sentence(tmp_path):
     (tmp_path / "home").write_text("not a folder")
-    done = deltahub("--install-completion", env={**os.environ, "HOME": str(tmp_path / "home"), "SHELL": "/bin/bash"})
+    named_shell = {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}  # else that of the process that runs the tests
+    env = {**os.environ, **named_shell, "HOME": str(tmp_path / "home"), "SHELL": "/bin/bash"}
+    done = deltahub("--install-completion", "bash", env=env)
     assert done.returncode == 6
     assert done.stderr.startswith(b"Error: ")
     assert len(done.stderr.splitlines()) == 1
