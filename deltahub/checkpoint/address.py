@@ -74,7 +74,7 @@ def exact_addresses(chosen: Iterable[str], names: Iterable[str]) -> dict[str, st
         chosen: names of modules.
         names: the names of all modules.
     """
-    chosen = set(chosen)
+    chosen = tuple(chosen)
     lengths = {name.count(".") + 1 for name in chosen}
     ends = {".".join(name.rsplit(".", length)[1:]) for name in names for length in lengths if name.count(".") >= length}
     return {name: f"{REGEX_MARK}^{re.escape(name)}$" if name in ends else name for name in chosen}

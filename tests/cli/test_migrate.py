@@ -143,7 +143,7 @@ def test_the_adapters_of_an_organisation_are_pulled_and_published(run, run_json,
         for name, write in (("sums", peft), ("style", diffusers), ("data", None)):
             folder = tmp_path / name
             folder.mkdir()
-            (folder / "README.md").write_text(CARD if write is peft else "# A style\n")
+            (folder / "README.md").write_text(CARD if write is peft else "---\nlicense: mit\n---\n# A style\n")
             if write:
                 write(folder)
             for repo in (f"zoo/{name}", f"other/{name}"):

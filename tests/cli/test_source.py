@@ -105,7 +105,7 @@ def test_a_disabled_source_is_not_used_until_enabled(run, run_json, ckpt, team):
         (["add", "hub", "https://hub.acme.org", "--profile", "x"], 2, "profile is for registries in buckets"),
         (["add", "more", "/x", "--token-env", "T"], 2, "token_env is for hubs"),
         (["add", "more", "/x", "--namespaces", "a/b"], 2, "cannot be a namespace"),
-        (["add", "more", "ftp://x"], 2, "expected a folder, or s3://bucket/prefix"),
+        (["add", "more", "ftp://x"], 2, "expected a folder, s3://bucket/prefix"),
         (["order", "hf", "team"], 2, "hf is public: anybody can take a free name there"),
         (["order", "team", "hf", "local"], 2, "It stays last"),
         (["order", "team", "team"], 2, "names a source twice"),

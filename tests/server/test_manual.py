@@ -15,7 +15,12 @@ from deltahub.server.telemetry import Metrics
 
 ROOT = Path(__file__).parents[2]
 MANUAL = (ROOT / "docs/serve.md").read_text("utf-8")
-SHOWN = ["docs/serve.md", "examples/serve/deltahub.service", "examples/serve/Containerfile", "examples/serve/compose.yaml"]
+SHOWN = [
+    "docs/serve.md",
+    "examples/serve/deltahub.service",
+    "examples/serve/Containerfile",
+    "examples/serve/compose.yaml",
+]
 
 
 def options_of(words: list[str]) -> set[str]:

@@ -222,7 +222,6 @@ def test_the_commands_to_copy_work_as_they_are(pages, hub, push, tmp_path, monke
     lines = [line for line in commands(pages.get("/acme/ner")) if line.startswith("deltahub ")]
     assert len(lines) == 3
     monkeypatch.setenv("HF_ENDPOINT", pages.url)  # there is no other hub for it to ask
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", pages.url)
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.chdir(tmp_path)
