@@ -80,7 +80,7 @@ CatalogueOpt = Annotated[
     typer.Option(
         "--catalogue",
         metavar="URL",
-        help="postgresql://host/database: searches use it, shared by all processes and machines.",
+        help="A PostgreSQL database, postgresql://HOST/NAME, for searches by all processes and machines.",
         show_default="an SQLite file",
     ),
 ]

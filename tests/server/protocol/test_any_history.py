@@ -20,6 +20,7 @@ from deltahub.registry.gc import collect
 from deltahub.registry.publish import Publication, publish
 from deltahub.registry.registry import Registry
 from deltahub.registry.verify import verify
+from deltahub.server.git_attributes import GITATTRIBUTES
 from deltahub.server.settings import Settings
 from deltahub.stores.local import LocalStore
 from tests.checkpoints import content_of, save_checkpoint
@@ -138,7 +139,8 @@ class History(RuleBasedStateMachine):
         for ref in (*refs["branches"], *refs["tags"]):
             tree = {**self.tags, **self.trees}[ref["name"]]
             _, listed = self.ask("GET", f"{AT}/tree/{ref['targetCommit']}?recursive=true")
-            assert {entry["path"] for entry in listed if entry["type"] == "file"} == set(tree)
+            files = {entry["path"] for entry in listed if entry["type"] == "file"}
+            assert files == {*tree, GITATTRIBUTES}
             for path, content in tree.items():
                 assert self.client.pull(REPO, path.replace("/", "%2F"), ref["targetCommit"]) == content
         assert set(dict(verify(self.registry)).values()) <= {None}
