@@ -170,7 +170,7 @@ def test_a_commit_of_a_file_outside_of_its_repository_is_refused_whole(hub, path
         assert 400 <= answer.status_code < 500, answer.text
     assert hub.outside() == ["canary"]
     files = hub.client.get("/api/models/acme/ner/tree/main?recursive=true").json()
-    assert [entry["path"] for entry in files] == ["README.md"]
+    assert [entry["path"] for entry in files] == [".gitattributes", "README.md"]
 
 
 @pytest.mark.parametrize("name", ["..", "../x", "a/b", "a b", "a\x00", "\u00e9", "x.git", "", ".x", "a" * 200, "con\n"])
