@@ -115,7 +115,10 @@ def test_commits_through_several_hubs_of_several_processes_are_all_kept(tmp_path
         for hub in (one, two):
             with Client(hub.url, secret) as client:
                 tree = json.loads(client.ask("GET", "/api/models/acme/ner/tree/main")[2])
-                assert {entry["path"] for entry in tree} == {f"{number}.md" for number in range(32)}
+                assert {entry["path"] for entry in tree} == {
+                    ".gitattributes",
+                    *(f"{number}.md" for number in range(32)),
+                }
     assert [damage for _, damage in verify(Registry(LocalStore(registry))) if damage] == []
 
 
