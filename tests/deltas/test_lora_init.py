@@ -182,3 +182,13 @@ def test_eva_needs_a_lora_that_is_not_trained_and_enough_inputs():
         delta.insertions["layer"].lora_B.fill_(1)
     with pytest.raises(ConfigError, match="trained already"):
         delta.initialize_eva([torch.randn(9, 6)])
+
+
+@pytest.mark.parametrize("width", [1, 3, 64, 100])
+def test_the_default_start_draws_the_numbers_of_kaiming_uniform(width):
+    backbone = nn.Sequential(nn.Linear(width, 5))
+    torch.manual_seed(7)
+    delta = LoraModel(backbone, lora_r=2, modified_modules=["0"])
+    torch.manual_seed(7)
+    expected = nn.init.kaiming_uniform_(torch.empty(2, width), a=5**0.5)
+    assert torch.equal(next(delta.parameters()), expected)
