@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, TypeVar
 from urllib.parse import urlsplit
@@ -150,8 +149,9 @@ def serve(
     _require_packages()
     from deltahub.server.running import Run, check_tls, listen, run
 
-    settings = _settings(host, public_url, anonymous, upload_mode, direct, max_file, max_commit, rate, allow_pickle)
-    settings = replace(settings, private_webhooks=private_webhooks)
+    settings = _settings(
+        host, public_url, anonymous, upload_mode, direct, max_file, max_commit, rate, allow_pickle, private_webhooks
+    )
     plan = Run(
         registry=registry,
         settings=settings.to_json(),
@@ -189,6 +189,7 @@ def _settings(
     max_commit: str,
     rate: float | None,
     allow_pickle: Sequence[str] | None,
+    private_webhooks: bool,
 ) -> Settings:
     """Build the server's settings from the options; the defaults are less strict if only this machine can reach the hub."""
     from deltahub.server.access import SCOPES
@@ -206,6 +207,7 @@ def _settings(
         rate=rate if rate is not None else 0.0 if alone else _RATE,
         open_metrics=alone,
         pickle_namespaces=tuple(allow_pickle or ()),
+        private_webhooks=private_webhooks,
     )
 
 

@@ -57,7 +57,7 @@ def set_alias(
 
     Raises:
         ConflictError: it points elsewhere, or was moved concurrently. Nothing was changed.
-        NotFoundError: no source has the delta or the version, or there is no such alias to remove.
+        NotFoundError: no source has the delta or the version, or the alias to remove does not exist.
         ConfigError: the first source that has the delta does not keep such changes.
     """
     check_alias(alias)
@@ -137,7 +137,7 @@ def approve(hub: Hub, reference: Reference, request: str) -> Changed:
     """Approve a request for a move; the last approval that it needs makes the move.
 
     Raises:
-        NotFoundError: there is no such request; it may be void, as its alias moved meanwhile.
+        NotFoundError: the request does not exist; it may be void, as its alias moved meanwhile.
         RefusedMoveError: this user asked for it, or may not approve it.
     """
     source, document, editor = _found(hub, reference)
@@ -149,7 +149,7 @@ def reject(hub: Hub, reference: Reference, request: str, reason: str = "") -> Ch
     """End a request for a move: by who asked, or by any who may approve it.
 
     Raises:
-        NotFoundError: there is no such request.
+        NotFoundError: the request does not exist.
         RefusedMoveError: this user may not reject it.
     """
     source, document, editor = _found(hub, reference)

@@ -169,11 +169,10 @@ class Quotas:
         Raises:
             Refusal: the namespace has no room.
         """
-        if self.get(namespace) is None:
+        reservation = uuid.uuid4().hex
+        if not self._reserve(namespace, reservation, more):
             yield
             return
-        reservation = uuid.uuid4().hex
-        self._reserve(namespace, reservation, more)
         try:
             yield
         except BaseException:
@@ -183,13 +182,18 @@ class Quotas:
         with contextlib.suppress(DeltaHubError):
             self._release(namespace, reservation, more)
 
-    def _reserve(self, namespace: str, reservation: str, more: Usage) -> None:
+    def _reserve(self, namespace: str, reservation: str, more: Usage) -> bool:
+        """Reserve room; return False for a namespace without a quota.
+
+        Raises:
+            Refusal: there is no room.
+        """
         counted = False
         retry = SwapRetry()
         while True:
             stored = self._read(namespace)
-            if stored is None:  # it was removed meanwhile
-                return
+            if stored is None:
+                return False
             now = stamps.now()
             quota = stored[0].current(now)
             if not quota.allows(more) and not counted:
@@ -200,7 +204,7 @@ class Quotas:
                 raise _no_room(quota, more)
             with retry:
                 self._write(replace(quota, reserved={**quota.reserved, reservation: (more, now)}), stored[1])
-                return
+                return True
 
     def _release(self, namespace: str, reservation: str, used: Usage) -> None:
         retry = SwapRetry()

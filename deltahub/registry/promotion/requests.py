@@ -75,7 +75,7 @@ def approve(registry: Registry, path: DeltaPath, number: str) -> ReferenceDocume
         number: the id of the request, ``"r1"``.
 
     Raises:
-        NotFoundError: there is no such request; it may be void, as its alias moved meanwhile.
+        NotFoundError: the request does not exist; it may be void, as its alias moved meanwhile.
         RefusedMoveError: this one asked for it, approved it already or may not approve it, or the version does not meet the rules.
     """
 
@@ -110,7 +110,7 @@ def reject(registry: Registry, path: DeltaPath, number: str, reason: str = "") -
     """End a request: by who asked, or by any who may approve it.
 
     Raises:
-        NotFoundError: there is no such request.
+        NotFoundError: the request does not exist.
         RefusedMoveError: this one may not reject it.
     """
 
